@@ -1,0 +1,37 @@
+# Two commands do everything: `make train` and `make test`. Both make and reuse .venv from constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: setup train test test-slow lint bench clean
+
+setup: $(VENV)/.installed  ## make .venv and install vlmft with everything the tests need
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+train: setup  ## the embedded default: a tiny model learns to name colours, in about a minute
+	$(BIN)/python -m vlmft.train
+
+test: setup lint  ## lint, types and the suite; offline, at most 12 minutes on 2 cores
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
+
+test-slow: setup  ## the end-to-end proofs that take minutes
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup  ## every figure the README quotes; writes benchmarks/results/
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/loop.py
+
+clean:
+	rm -rf $(VENV) build dist runs

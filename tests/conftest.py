@@ -1,0 +1,20 @@
+"""Session-wide: offline, one thread a process, and one cache folder for generated models and data."""
+
+import os
+import shutil
+import tempfile
+
+import pytest
+
+# Before anything imports torch or huggingface_hub, and for the processes that tests start.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give the session a cache folder of its own; xdist's workers inherit it, and build into it once between them."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="vlmft-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+        os.environ["XDG_CACHE_HOME"] = folder

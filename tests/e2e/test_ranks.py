@@ -1,0 +1,145 @@
+"""Several ranks train what one rank trains, with any mix of pictures and text, whoever starts them."""
+
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.e2e.conftest import Typed, entry, losses, read_lines, read_result, run_here
+from tests.support import write_llava
+
+# Steps of two samples, one a rank: now and then one rank has text alone while the other has two pictures. A large eps
+# keeps AdamW from making whole steps of the rounding errors where a gradient is zero.
+SAME = (
+    "dataset=mine",
+    "global_batch_size=2",
+    "trainer.max_steps=6",
+    "trainer.num_workers=0",
+    "evaluation=none",
+    "optim.warmup=0",
+    "optim.eps=1e-3",
+    "strategy.device=cpu",
+)
+
+Started = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with the entry `mine`: samples with no, one and two pictures."""
+    from tests.support import tiny
+
+    tiny().folder()  # made here, not by several ranks at once: that is a test of its own
+    root = tmp_path_factory.mktemp("ranks")
+    write_llava(root / "data")
+    entry(root, "mine", data_path="data/dataset.json")
+    return root
+
+
+@pytest.fixture
+def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Train a recipe on one rank, in this process; returns its run folder."""
+
+    def run(recipe: str) -> Path:
+        monkeypatch.setenv("VLMFT_PATH", str(home))
+        assert run_here(*SAME, f"recipe={recipe}", f"run.dir={tmp_path / recipe}") == 0
+        return tmp_path / recipe
+
+    return run
+
+
+def assert_same_training(one: Path, other: Path) -> None:
+    assert len(losses(one)) == 6
+    assert losses(other) == pytest.approx(losses(one), rel=1e-5)
+    for first, second in zip(read_lines(one), read_lines(other), strict=True):
+        assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+    (file,) = [path.name for path in (one / "final").glob("*.safetensors")]
+    weights, others = load_file(one / "final" / file), load_file(other / "final" / file)
+    assert weights.keys() == others.keys()
+    worst = max(float((weights[name] - others[name]).abs().max()) for name in weights)
+    assert worst < 1e-5
+    assert max(float(tensor.abs().max()) for tensor in weights.values()) > 0.1
+
+
+def test_two_ranks_train_what_one_does(typed: Typed, home: Path, alone: Callable[[str], Path]) -> None:
+    ended = typed(*SAME, "recipe=lora_llm", "strategy.ranks=2", VLMFT_PATH=str(home))
+    assert ended.code == 0, ended.err
+    assert "2 samples a step = 2 ranks x 1; 6 steps x 2 = 12 samples" in ended.out
+    assert_same_training(alone("lora_llm"), ended.run)
+    assert [line["step"] for line in ended.lines] == list(range(1, 7))  # rank 0 alone writes
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def joining(rank: int, port: str) -> dict[str, str]:
+    """What torchrun sets."""
+    place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def test_ranks_that_another_launcher_started_join(
+    started: Started, work: Path, home: Path, alone: Callable[[str], Path]
+) -> None:
+    port = free_port()
+    words = (*SAME, "recipe=fft", "run.dir=run")
+    ranks = [started(*words, VLMFT_PATH=str(home), **joining(rank, port)) for rank in (1, 0)]
+    errors = [rank.communicate(timeout=300)[1] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert read_result(work / "run")["state"] == "done"
+    assert_same_training(alone("fft"), work / "run")
+
+
+def test_ranks_that_join_need_a_common_folder(typed: Typed) -> None:
+    ended = typed(*SAME[1:], **joining(0, free_port()))
+    assert ended.code == 2
+    assert ended.errors == ["run.dir: must be given where another launcher starts the ranks; all of them share it"]
+    assert list(ended.folder.iterdir()) == []
+
+
+def test_half_a_launcher_is_refused(typed: Typed) -> None:
+    ended = typed(RANK="0")
+    assert ended.code == 2
+    (line,) = ended.errors
+    assert line.startswith("RANK is set in the environment but WORLD_SIZE is not; set both")
+
+
+def test_a_bad_sample_of_any_rank_is_left_out_and_listed(typed: Typed, tmp_path: Path) -> None:
+    """In a new cache folder, as on a machine's first day: the ranks want the tiny checkpoint all at once."""
+    root = tmp_path / "spoilt"
+    data = write_llava(root / "data").parent
+    entry(root, "mine", data_path="data/dataset.json")
+    (data / "0.png").write_bytes(b"no picture")  # of the samples `one` and `system`
+    words = [word for word in SAME if not word.startswith(("global_batch_size", "trainer.max_steps"))]
+    more = ("strategy.ranks=2", "global_batch_size=6", "trainer.max_steps=2", "check_s=0", "max_bad_samples=2")
+    ended = typed(*words, *more, VLMFT_PATH=str(root), XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert ended.code == 0, ended.err
+    listed = [line["bad_sample"] for line in ended.lines if "bad_sample" in line]
+    assert sorted(listed) == ["mine/one", "mine/system"]
+    assert [line["bad_samples"] for line in ended.lines if "loss" in line] == [2, 2]
+
+
+def test_both_ranks_see_text_only_steps(home: Path) -> None:
+    """What the tests above rest on: in some step one rank has no picture while the other has."""
+    from tests.support import compose, encoding
+    from vlmft.data import LLaVADataset
+    from vlmft.data.mixture import Mixture, MixturePart
+    from vlmft.training.steps import Step, StepDataset, StepPlan
+
+    source = LLaVADataset(data_path=home / "data" / "dataset.json").open("mine")
+    mixture = Mixture([MixturePart(source, 1, range(len(source)))], compose().seed)
+    plan = StepPlan.derive(6, 2, 1, 6, 2)
+    pictures = []
+    for step in range(6):
+        shares = [StepDataset(mixture, encoding()[0], plan, rank)[step] for rank in (0, 1)]
+        assert all(isinstance(share, Step) for share in shares)
+        pictures.append(tuple(sum(len(s.media) for s in share.samples) for share in shares))  # type: ignore[union-attr]
+    assert any(0 in pair and max(pair) > 0 for pair in pictures), pictures
+    assert torch.tensor(pictures).max() == 2

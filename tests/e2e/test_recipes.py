@@ -1,0 +1,62 @@
+"""Every recipe and every optimiser from the command line to answers in a new process."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Ended, Typed, losses
+from vlmft.config.app import load_config
+from vlmft.evaluation.generate import Answer, Evaluator
+from vlmft.train import TrainConfig
+
+RECIPES = ("fft", "projector", "fft_llm", "lora_llm", "lora_vt_llm", "ln_vt_lora_llm")
+OPTIMISERS = ("adamw_8bit", "adafactor")
+SHORT = (
+    "trainer.max_steps=5",
+    "dataset.shapes.train_samples=200",
+    "dataset.shapes.eval_samples=24",
+    "evaluation.base=false",
+    "evaluation.max_new_tokens=8",
+)
+
+
+def assert_answers_again(ended: Ended) -> None:
+    """Load `final` here, which is not the process that trained, and answer as it did."""
+    import vlmft
+    from vlmft.data.run_data import open_run_data
+    from vlmft.encoding.collate import Collator
+    from vlmft.encoding.encoder import Encoder
+
+    config = load_config(ended.run / "config.yaml", TrainConfig)
+    model, processor = vlmft.load(ended.run / "final")
+    data = open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed)
+    parts = (Encoder(config.model, processor), Collator(config.model, processor))
+    samples = data.held_out_samples(None)
+    found = Evaluator(config.evaluation, *parts, samples, config.metric).answer(model)  # type: ignore[arg-type]
+    rows = [json.loads(line) for line in (ended.run / "predictions" / "tuned.jsonl").open()]
+    assert found == [Answer(**row) for row in rows]
+    assert len(found) == 24
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [(f"recipe={recipe}",) for recipe in RECIPES]
+    + [("recipe=lora_llm", f"optim={optim}") for optim in OPTIMISERS]
+    + [("recipe=lora_llm", "precision=bf16"), ("recipe=fft", "precision=bf16", "trainer.gradient_checkpointing=true")],
+    ids=lambda words: "-".join(word.rpartition("=")[2] for word in words),
+)
+def test_trains_saves_and_answers_again(typed: Typed, words: tuple[str, ...]) -> None:
+    ended = typed(*words, *SHORT)
+    assert ended.code == 0, ended.err
+    assert ended.err == ""
+    assert len(losses(ended.run)) == 5
+    if "recipe=projector" not in words:  # it learns little in five steps
+        assert losses(ended.run)[-1] < losses(ended.run)[0]
+    assert_answers_again(ended)
+
+
+def test_every_recipe_is_tried() -> None:
+    root = Path(__file__).parents[2]
+    assert {path.stem for path in (root / "conf" / "recipe").glob("*.yaml")} == set(RECIPES)

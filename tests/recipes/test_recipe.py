@@ -1,0 +1,58 @@
+import pytest
+
+from tests.support import compose, literally, policy
+from vlmft.config.spec import validate
+from vlmft.errors import ConfigError
+from vlmft.recipes import Full, Recipe
+
+COMPONENTS = ("vision_tower", "projector", "llm")
+
+
+@pytest.mark.parametrize(
+    ("field", "values"), [("dropout", (0.1, 0.0)), ("dora", (True, False)), ("rslora", (True, False))]
+)
+def test_what_peft_knows_once_must_agree(field: str, values: tuple[object, object]) -> None:
+    config = compose("recipe=lora_vt_llm").recipe.to_config()
+    config["vision_tower"][field], config["llm"][field] = values
+    message = f"{field} must be the same in every component with adapters; found {{'vision_tower': {values[0]}, 'llm'"
+    with pytest.raises(ConfigError, match=literally(message)):
+        validate(Recipe, config)
+    config["llm"][field] = values[0]
+    assert getattr(validate(Recipe, config).adapters["llm"], field) == values[0]
+
+
+def test_the_command_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(AssertionError, match="exit code 2"):
+        compose("recipe=lora_vt_llm", "recipe.vision_tower.dropout=0.1")
+    assert "dropout must be the same in every component with adapters" in capsys.readouterr().err
+
+
+def test_adapters_are_the_components_with_lora() -> None:
+    assert set(compose("recipe=lora_vt_llm").recipe.adapters) == {"vision_tower", "llm"}
+    assert compose("recipe=fft").recipe.adapters == {}
+
+
+def test_a_component_of_a_family_needs_a_policy() -> None:
+    recipe = compose("recipe=fft").recipe
+    with pytest.raises(ConfigError, match=literally("recipe.extras.resampler: needed: this model has a component")):
+        recipe.policies([*COMPONENTS, "resampler"])
+
+
+def test_a_policy_needs_its_component() -> None:
+    recipe = Recipe(**(dict(compose("recipe=fft").recipe) | {"extras": {"resampler": policy("full")}}))
+    assert isinstance(recipe.policies([*COMPONENTS, "resampler"])["resampler"], Full)
+    message = "recipe.extras.resampler: this model has no such component; it has vision_tower, projector, llm"
+    with pytest.raises(ConfigError, match=literally(message)):
+        recipe.policies(COMPONENTS)
+
+
+def test_a_recipe_starts_from_the_checkpoints_rate_of_its_kind() -> None:
+    model = compose().model
+    for recipe, rate in {"fft": model.lr.full, "projector": model.lr.full, "lora_vt_llm": model.lr.adapter}.items():
+        config = compose(f"recipe={recipe}")
+        assert config.optim.lr == config.recipe.lr == rate
+
+
+def test_a_recipe_is_rebuilt_from_what_is_saved_of_it() -> None:
+    recipe = compose("recipe=ln_vt_lora_llm").recipe
+    assert validate(Recipe, recipe.to_config()) == recipe

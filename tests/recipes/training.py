@@ -1,0 +1,74 @@
+"""Three real optimiser steps under a recipe, shared by the tests that look at what came of them."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from tests.support import compose, make_batches, model_inputs, read_llava, with_recipe, write_llava
+from vlmft.encoding.collate import Batch
+from vlmft.recipes.groups import parameter_groups
+from vlmft.recipes.saved import hash_weights, save
+from vlmft.train import TrainConfig
+from vlmft.training.loss import supervised_loss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model after three steps, and its weights before them. Shared between tests: look, do not touch."""
+
+    config: TrainConfig
+    model: Any
+    before: dict[str, torch.Tensor]
+
+    @property
+    def trainable(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def moved(self) -> set[str]:
+        return {name for name, p in self.model.named_parameters() if not torch.equal(p, self.before[name])}
+
+
+@cache
+def batches() -> list[Batch]:
+    """Three micro-batches of two samples, with a picture in each."""
+    with TemporaryDirectory() as folder:
+        return make_batches(read_llava(write_llava(Path(folder))))
+
+
+@cache
+def trained_recipe(recipe: str, precision: str = "fp32") -> Trained:
+    """A shipped recipe after three steps."""
+    return train(compose(f"recipe={recipe}", f"precision={precision}"))
+
+
+def train(config: TrainConfig, model: Any = None, steps: int = 3) -> Trained:
+    """Train without weight decay, so that what moves was moved by a gradient."""
+    torch.manual_seed(0)
+    model = with_recipe(config) if model is None else model
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.recipe, config.model, config.optim.lr, 0.0))
+    model.train()
+    for batch in batches()[:steps]:
+        backward(model, batch)
+        optimizer.step()
+        optimizer.zero_grad()
+    return Trained(config, model.eval(), before)
+
+
+def backward(model: Any, batch: Batch) -> torch.Tensor:
+    loss = supervised_loss(model, model_inputs(batch), batch.labels) / 10
+    loss.backward()
+    return loss.detach()
+
+
+def save_trained(trained: Trained, folder: Path, unreached: tuple[str, ...] = (), **provenance: Any) -> Path:
+    """Save as a worker does."""
+    config = trained.config
+    hashes = hash_weights(config.model.folder())
+    processor = config.model.load_processor()
+    save(folder, trained.model, processor, config.model, config.recipe, config.precision, hashes, unreached, provenance)
+    return folder

@@ -1,0 +1,365 @@
+"""What a rank does, run inside this process; tests/e2e runs the same as a user does."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import literally, write_llava
+from vlmft import assembly, worker
+from vlmft.config.app import run_app
+from vlmft.data import LLaVADataset
+from vlmft.data.run_data import open_run_data
+from vlmft.errors import ConfigError, DataError, OutOfMemoryError, PreemptedError, StorageError
+from vlmft.evaluation.generate import Evaluator
+from vlmft.models import ModelSpec
+from vlmft.run_folder import RunFolder
+from vlmft.train import TrainConfig, train
+from vlmft.training.sft import SftTrainer
+
+SHAPES = ("dataset.shapes.train_samples=40", "dataset.shapes.eval_samples=8")
+FEW_TOKENS = "evaluation.max_new_tokens=4"
+SHORT = ("trainer.num_workers=0", "global_batch_size=4", "trainer.max_steps=2")
+
+
+@dataclass
+class Ran:
+    """One run: its folder, its exit code, and what it printed."""
+
+    folder: RunFolder
+    code: int
+    out: str
+    err: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return self.folder.read_result()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.folder.metrics.read_text().splitlines()]
+
+
+Run = Callable[..., Ran]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Run]:
+    """Run `python -m vlmft.train *words` as a launcher's only rank: what a rank does is done in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+
+    def go(*words: str, folder: str = "run") -> Ran:
+        code = run_app("train", TrainConfig, train, argv=[f"run.dir={tmp_path / folder}", *SHORT, *words])
+        out, err = capfd.readouterr()
+        return Ran(RunFolder(tmp_path / folder), code, out, err)
+
+    yield go
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user root with the entry `mine` of six samples; returns its data file."""
+    root = tmp_path / "root"
+    (root / "registry" / "datasets").mkdir(parents=True)
+    entry = "mine: {_target_: vlmft.data.LLaVADataset, data_path: data/dataset.json}\n"
+    (root / "registry" / "datasets" / "mine.yaml").write_text(entry)
+    monkeypatch.setenv("VLMFT_PATH", str(root))
+    return write_llava(root / "data")
+
+
+@pytest.fixture
+def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading a model is a fault of the program here."""
+
+    def load(*args: Any) -> Any:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(ModelSpec, "load_model", load)
+
+
+class TestWholeRun:
+    def test_leaves_every_file_that_the_folder_promises(self, run: Run) -> None:
+        ran = run(*SHAPES, FEW_TOKENS, "evaluation.every_steps=1", "trainer.max_steps=3")
+        assert ran.code == 0, ran.err
+        found = sorted(str(path.relative_to(ran.folder.path)) for path in ran.folder.path.rglob("*") if path.is_file())
+        expected = [
+            ".driver.lock",
+            ".rank.lock",
+            "config.yaml",
+            "environment.json",
+            "final/chat_template.jinja",
+            "final/processor_config.json",
+            "final/tokenizer.json",
+            "final/tokenizer_config.json",
+            "final/trained.safetensors",
+            "final/vlmft.json",
+            "fingerprint.json",
+            "metrics.jsonl",
+            "predictions/base.jsonl",
+            "predictions/step-00000001.jsonl",
+            "predictions/step-00000002.jsonl",
+            "predictions/tuned.jsonl",
+            "result.json",
+        ]
+        assert [name for name in found if not name.startswith(("tb/", "checkpoints/"))] == expected
+        assert any(name.startswith("tb/events.out.tfevents.") for name in found)
+
+        result = ran.result
+        assert (result["state"], result["exit_code"], result["reason"], result["steps"]) == ("done", 0, "done", 3)
+        assert result["pid"] == os.getpid() and result["seconds"] > 0 and result["started"] < result["ended"]
+        assert result["train"]["loss"] == [line["loss"] for line in ran.lines if "loss" in line][-1]
+        assert set(result["eval"]) == {"base", "tuned", "intervals", "n", "p_value"}
+        assert result["eval"]["n"] == 8
+
+        device = json.loads(ran.folder.environment.read_text())["device"]
+        assert device["ranks"] == 1 and device["type"] in ("cpu", "cuda")
+
+        provenance = json.loads((ran.folder.final / "vlmft.json").read_text())
+        assert provenance["config"] == ran.folder.config.read_text()
+        assert provenance["datasets"]["shapes"]["rows"] == 40
+        assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+    def test_writes_a_line_a_step_and_one_an_evaluation(self, run: Run) -> None:
+        ran = run(*SHAPES, FEW_TOKENS, "evaluation.every_steps=2", "trainer.max_steps=4", "evaluation.base=false")
+        kinds = [(line["step"], "loss" in line, "eval/exact_match" in line) for line in ran.lines]
+        assert kinds == [
+            (1, True, False),
+            (2, True, False),
+            (2, False, True),
+            (3, True, False),
+            (4, True, False),
+            (4, False, True),
+        ]
+        rates = [line["samples_per_s"] for line in ran.lines if "loss" in line]
+        assert max(rates) < 50 * min(rates)  # an evaluation in between neither counts nor hides a step's time
+        times = [line["time"] for line in ran.lines]
+        assert times == sorted(times)
+        assert set(ran.lines[0]) >= {
+            "step",
+            "time",
+            "loss",
+            "grad_norm",
+            "learning_rate",
+            "samples_per_s",
+            "tokens_per_s",
+            "image_tokens_per_s",
+            "supervised_tokens_per_s",
+            "padding",
+            "micro_batches",
+            "bad_samples",
+            "pass",
+        }
+        assert not (ran.folder.predictions / "base.jsonl").exists()
+        assert "base" not in ran.result["eval"]
+
+    def test_tensorboard_gets_the_same_figures(self, run: Run) -> None:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        ran = run(*SHAPES, FEW_TOKENS, "trainer.max_steps=3", "evaluation.base=false")
+        events = EventAccumulator(str(ran.folder.tb))
+        events.Reload()
+        losses = {event.step: event.value for event in events.Scalars("train/loss")}
+        assert losses == pytest.approx({line["step"]: line["loss"] for line in ran.lines if "loss" in line})
+        (score,) = [name for name in events.Tags()["scalars"] if name.endswith("exact_match")]
+        assert events.Scalars(score)[0].value == pytest.approx(ran.result["eval"]["tuned"]["exact_match"])
+
+    def test_logger_none_leaves_metrics_alone(self, run: Run) -> None:
+        ran = run(*SHAPES, "logger=none", "evaluation=none")
+        assert ran.code == 0
+        assert not ran.folder.tb.exists() and not ran.folder.predictions.exists()
+        assert len(ran.lines) == 2 and "eval" not in ran.result
+        assert f"tuned model  {ran.folder.final}" in ran.out
+
+    def test_is_the_same_twice(self, run: Run) -> None:
+        """Adapters start at random and drop out: the seed alone decides."""
+        words = (*SHAPES, "recipe=lora_llm", "recipe.llm.dropout=0.2", "evaluation=none", "optim.warmup=0")
+        runs = [run(*words, f"seed={seed}", folder=name) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+        saved = [(ran.folder.final / "adapter_model.safetensors").read_bytes() for ran in runs]
+        assert saved[0] == saved[1] != saved[2]
+        losses = [[line["loss"] for line in ran.lines] for ran in runs]
+        assert losses[0] == losses[1] != losses[2]
+
+
+class TestRefusedBeforeWeights:
+    @pytest.mark.usefixtures("no_weights")
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (("optim.schedule=cosin",), "optim.schedule: there is no 'cosin'; known: "),
+            (("logger.report_to=[tensorbord]",), "logger.report_to: tensorbord: tensorbord is not supported"),
+            (("precision=fp16", "strategy.device=cpu"), "precision: fp16 needs a GPU"),
+            (("model=qwen25vl", "model.path=/no/such/folder"), "model.path: there is no folder /no/such/folder"),
+            (("batching.max_tokens=20",), "tokens, 4 of them of 1 pictures, exceed batching.max_tokens=20; raise it"),
+        ],
+    )
+    def test_what_cannot_be_carried_out(self, run: Run, words: tuple[str, ...], message: str) -> None:
+        ran = run(*SHAPES, *words)
+        assert ran.code == 2
+        assert "Traceback" not in ran.err
+        assert f"error: {ran.result['reason'].splitlines()[0]}" in ran.err
+        assert message in ran.result["reason"]
+        assert (ran.result["state"], ran.result["exit_code"]) == ("failed", 2)
+        assert not ran.folder.final.exists()
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+    @pytest.mark.usefixtures("no_weights")
+    def test_a_gpu_that_is_not_there(self, run: Run) -> None:
+        ran = run(*SHAPES, "strategy.device=cuda")
+        assert (ran.code, ran.result["reason"]) == (
+            2,
+            "strategy.device: cuda was asked for, torch finds no CUDA device here",
+        )
+
+    def test_the_mended_command_may_take_the_folder(self, run: Run) -> None:
+        """Nothing has been trained there, so there is nothing that it would not continue."""
+        assert run(*SHAPES, "evaluation=none", "optim.schedule=cosin").code == 2
+        mended = run(*SHAPES, "evaluation=none")
+        assert mended.code == 0, mended.err
+        assert mended.result["state"] == "done" and len(mended.lines) == 2
+
+    @pytest.mark.usefixtures("no_weights")
+    def test_every_sample_that_is_too_long_is_named(self, run: Run, mine: Path) -> None:
+        ran = run("dataset=mine", "batching.max_tokens=40")
+        named = {line.split()[1] for line in ran.err.splitlines() if line.startswith("error: mine/")}
+        assert {"mine/two", "mine/turns", "mine/later"} <= named
+        assert ran.code == 2
+
+
+class TestBadSamples:
+    def test_found_late_read_as_found_early(self, run: Run, mine: Path) -> None:
+        (mine.parent / "0.png").write_bytes(b"no picture")
+        ran = run("dataset=mine", "global_batch_size=6", "check_s=0")
+        late = [line for line in ran.err.splitlines() if line.startswith("error: mine/")]
+        with pytest.raises(DataError) as early:
+            open_run_data({"mine": LLaVADataset(data_path=mine)}, {}, 0.0, 0).check(10, 0)
+        assert ran.code == early.value.exit_code == 2
+        assert sorted(late) == [f"error: {problem}" for problem in early.value.problems]
+        assert [line.split()[1] for line in sorted(late)] == ["mine/one", "mine/system"]
+        assert f"mine/one ({mine}:1, row 0): {mine.parent}/0.png is no picture in a known format" in late[0] + late[1]
+
+    def test_that_are_allowed_are_counted_and_listed(self, run: Run, mine: Path) -> None:
+        (mine.parent / "0.png").write_bytes(b"no picture")
+        ran = run("dataset=mine", "global_batch_size=6", "check_s=0", "max_bad_samples=2")
+        assert ran.code == 0, ran.err
+        assert ran.result["train"]["bad_samples"] == 2
+        listed = [line for line in ran.lines if "bad_sample" in line]
+        assert sorted(line["bad_sample"] for line in listed) == ["mine/one", "mine/system"]
+        assert all("0.png is no picture" in line["reason"] for line in listed)
+
+    def test_held_out_are_errors_of_the_same_kind(self, run: Run, mine: Path) -> None:
+        (mine.parent / "1.png").write_bytes(b"no picture")
+        words = ("eval_dataset=mine", "check_s=0", "max_bad_samples=9", "dataset.shapes.train_samples=8")
+        ran = run(*words, "trainer.num_workers=1")
+        assert ran.code == 2
+        assert ran.result["reason"].startswith(f"mine/two ({mine}:1, row 1): {mine.parent}/1.png is no picture")
+
+
+class TestEndings:
+    def test_a_loss_that_is_no_number(self, run: Run) -> None:
+        ran = run(*SHAPES, "optim.lr=1e30", "optim.warmup=0", "evaluation=none", "trainer.max_steps=4")
+        assert (ran.code, ran.result["state"], ran.result["exit_code"]) == (3, "failed", 3)
+        assert ran.result["reason"].startswith("the loss of step 2 is nan; the weights were not updated.")
+        assert "error: the loss of step 2 is nan" in ran.err and "Traceback" not in ran.err
+        assert [line["step"] for line in ran.lines] == [1]
+        assert not ran.folder.final.exists()
+
+    def test_a_fault_of_the_program(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        def train(self: Any) -> None:
+            raise RuntimeError("the moon is full")
+
+        monkeypatch.setattr(SftTrainer, "train", train)
+        ran = run(*SHAPES, "evaluation=none")
+        assert (ran.code, ran.result["state"]) == (1, "failed")
+        assert ran.result["reason"] == "RuntimeError: the moon is full"
+        assert "Traceback" in ran.err and "the moon is full" in ran.err
+
+    @pytest.mark.parametrize(
+        ("number", "code", "state"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "stopped")]
+    )
+    def test_a_signal_before_training(
+        self, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, state: str
+    ) -> None:
+        monkeypatch.setattr(assembly, "probe", lambda *_: os.kill(os.getpid(), number))
+        ran = run(*SHAPES)
+        assert (ran.code, ran.result["state"], ran.result["exit_code"]) == (code, state, code)
+        assert ran.result["reason"] == f"{number.name} received; stopped at once"
+
+    def test_a_signal_in_the_last_step_is_not_forgotten(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Evaluation may take longer than the machine has: the saved model is enough."""
+        asked: list[str] = []
+
+        def answer(self: Evaluator, model: Any) -> Any:
+            asked.append("answers")
+            return []
+
+        monkeypatch.setattr(Evaluator, "answer", answer)
+        real = SftTrainer.report
+
+        def report(self: SftTrainer, values: dict[str, float]) -> None:
+            if self.state.global_step == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            real(self, values)
+
+        monkeypatch.setattr(SftTrainer, "report", report)
+        ran = run(*SHAPES, "evaluation.base=false")
+        assert (ran.code, ran.result["state"]) == (75, "preempted")
+        assert asked == []
+
+    def test_a_signal_in_training_waits_for_the_step(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        real = SftTrainer.report
+
+        def report(self: SftTrainer, values: dict[str, float]) -> None:
+            if self.state.global_step == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            real(self, values)
+
+        monkeypatch.setattr(SftTrainer, "report", report)
+        ran = run(*SHAPES, "evaluation=none", "trainer.max_steps=5")
+        assert ran.code == 75
+        assert ran.result["reason"].startswith("SIGTERM received; stopped after step 1")
+        assert [line["step"] for line in ran.lines if "loss" in line] == [1]
+
+
+class TestClassify:
+    def test_memory(self) -> None:
+        found = worker.classify(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+        assert isinstance(found, OutOfMemoryError) and found.exit_code == 4
+        message, advice = found.problems
+        assert message == "CUDA out of memory. Tried to allocate 2.00 GiB."
+        assert advice.startswith("change, in order of effect: batching.max_tokens (lower), ")
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+    def test_storage(self, number: int) -> None:
+        found = worker.classify(OSError(number, os.strerror(number), "/runs/x/final/trained.safetensors"))
+        assert isinstance(found, StorageError) and found.exit_code == 5
+        expected = f"/runs/x/final/trained.safetensors cannot be written: {os.strerror(number)}"
+        assert str(found) == expected
+
+    @pytest.mark.parametrize(
+        ("error", "code"), [(KeyboardInterrupt(), 130), (PreemptedError("left"), 75), (ConfigError("bad"), 2)]
+    )
+    def test_what_is_known(self, error: BaseException, code: int) -> None:
+        found = worker.classify(error)
+        assert found is not None and found.exit_code == code
+
+    @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EACCES, "denied"), MemoryError()])
+    def test_a_fault_of_the_program(self, error: BaseException) -> None:
+        assert worker.classify(error) is None
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=literally(f"{tmp_path} is not a run folder")):
+        RunFolder.open(tmp_path)

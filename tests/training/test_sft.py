@@ -1,0 +1,308 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback
+
+from tests.support import compose, literally
+from tests.training.conftest import Bench
+from vlmft.encoding.collate import Batch
+from vlmft.errors import ConfigError, DataError, NumericError, PreemptedError
+from vlmft.training import sft
+from vlmft.training.loss import supervised_loss
+from vlmft.training.steps import Step
+from vlmft.training.stop import StopRequest
+
+MakeBench = Callable[..., Bench]
+
+ALL = ("global_batch_size=6", "trainer.max_steps=3", "trainer.num_workers=0", "optim.warmup=0")
+
+
+class AtEachStep(TrainerCallback):
+    """Calls functions at a step's end and just before the update."""
+
+    def __init__(self, end: Callable[..., Any] | None = None, before: Callable[..., Any] | None = None) -> None:
+        self.end, self.before = end, before
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.end:
+            self.end()
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.before:
+            self.before()
+
+
+def same_gradients(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference between two gradients, as a share of the largest entry."""
+    assert one.keys() == other.keys()
+    largest = max(float(gradient.abs().max()) for gradient in one.values())
+    return max(float((one[name] - other[name]).abs().max()) for name in one) / largest
+
+
+class TestOneStep:
+    @pytest.mark.parametrize("words", [("recipe=fft",), ("recipe=lora_llm",)])
+    def test_is_the_same_in_one_micro_batch_as_in_many(self, bench: MakeBench, words: tuple[str, ...]) -> None:
+        """Text-only, one-image and two-image samples of different lengths: 1 of 8 against 8 of 1, and cuts between."""
+        made = bench(*words, "global_batch_size=8", "trainer.max_steps=1")
+        made.model.eval()  # no dropout: it would differ by the cut
+        step = made.step()
+        longest = max(sample.num_tokens for sample in step.samples)
+        assert {len(sample.media) for sample in step.samples} == {0, 1, 2}
+        results = {}
+        for name, batching, max_tokens, micro_batches in [
+            ("whole", "grouped", 8 * longest, 1),
+            ("singles", "grouped", longest, 8),
+            ("cut", "grouped", 3 * longest, None),
+            ("padded", "padded", 3 * longest, None),
+        ]:
+            made.trainer.parts.batching = compose(f"batching={batching}", f"batching.max_tokens={max_tokens}").batching
+            if name == "singles":  # the budget alone would still let two short samples share
+                made.trainer.parts.batching = Singles(max_tokens=longest)
+            results[name] = made.gradients(step)
+            read = made.trainer.meters.read()
+            if micro_batches:
+                assert read["micro_batches"] == micro_batches
+            else:
+                assert 1 < read["micro_batches"] < 8
+        loss, gradients = results.pop("whole")
+        for name, (other_loss, other_gradients) in results.items():
+            assert other_loss == pytest.approx(loss, rel=1e-6), name
+            assert same_gradients(gradients, other_gradients) < 1e-6, name
+
+    def test_is_the_mean_over_the_steps_supervised_tokens(self, bench: MakeBench) -> None:
+        made = bench(*ALL)
+        step = made.step()
+        tokens = sum(sample.num_supervised for sample in step.samples)
+        total = 0.0
+        for sample in step.samples:
+            batch: Batch = made.trainer.parts.collator([sample])
+            family, processor = made.trainer.parts.collator.family, made.trainer.parts.collator.processor
+            inputs = family.model_inputs(processor, batch.inputs)
+            total += float(supervised_loss(made.model, inputs, batch.labels).detach())
+        assert made.gradients(step)[0] == pytest.approx(total / tokens, rel=1e-6)
+
+    def test_counts_what_it_held(self, bench: MakeBench) -> None:
+        made = bench(*ALL)
+        step = made.step()
+        made.trainer.meters.restart()
+        made.gradients(step)
+        read = made.trainer.meters.read()
+        lengths = [sample.num_tokens for sample in step.samples]
+        per_sample = {name: read[f"{name}_per_s"] / read["samples_per_s"] for name in ("tokens", "image_tokens")}
+        assert per_sample["tokens"] == pytest.approx(sum(lengths) / 6)
+        assert per_sample["image_tokens"] == pytest.approx((4 + 8 + 6 + 6 + 8 + 4) / 6)
+        assert read["padding"] == pytest.approx(1 - sum(lengths) / (6 * max(lengths)))
+
+    def test_without_a_supervised_token_is_an_error(self, bench: MakeBench) -> None:
+        made = bench(*ALL)
+        step = made.step()
+        for sample in step.samples:
+            sample.supervised[1:] = False  # the first token has no prediction: it does not count
+        before = made.weights()
+        with pytest.raises(NumericError, match="^step 1 has no supervised token; its samples: mine/") as caught:
+            made.trainer.training_step(made.model, step)
+        assert all(sample.id in str(caught.value) for sample in step.samples)
+        assert made.weights() == before
+
+
+class Singles(type(compose().batching)):  # type: ignore[misc]
+    """One sample a micro-batch, whatever the budget."""
+
+    def micro_batches(self, lengths: Any, at_least: int = 1) -> list[list[int]]:
+        return [[index] for index in range(len(lengths))]
+
+
+class TestNumbers:
+    def test_a_loss_that_is_no_number_stops_before_the_update(self, bench: MakeBench) -> None:
+        made = bench(*ALL)
+        with torch.no_grad():
+            made.model.get_input_embeddings().weight[3, 5] = math.nan
+        before = made.weights()
+        expected = "the loss of step 1 is nan; the weights were not updated. The samples: mine/"
+        with pytest.raises(NumericError, match=f"^{literally(expected)}") as caught:
+            made.trainer.train()
+        assert caught.value.exit_code == 3
+        assert str(caught.value).endswith("Lower optim.lr, or look at these samples")
+        assert made.weights() == before
+        assert made.lines == []
+
+    def test_a_later_bad_loss_leaves_the_last_good_weights(
+        self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = bench(*ALL)
+        kept: list[bytes] = []
+        made.trainer.add_callback(AtEachStep(end=lambda: kept.append(made.weights())))
+
+        def loss(model: Any, inputs: Any, labels: Any) -> torch.Tensor:
+            return supervised_loss(model, inputs, labels) * (math.inf if len(kept) == 2 else 1)
+
+        monkeypatch.setattr(sft, "supervised_loss", loss)
+        before = made.weights()
+        with pytest.raises(NumericError, match="^the loss of step 3 is inf; "):
+            made.trainer.train()
+        assert len({before, *kept}) == 3
+        assert made.weights() == kept[-1]
+
+    def test_a_gradient_that_is_no_number_stops_as_well(
+        self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = bench(*ALL)
+
+        def loss(model: Any, inputs: Any, labels: Any) -> torch.Tensor:
+            zero = model.get_input_embeddings().weight.square().sum() * 0
+            return supervised_loss(model, inputs, labels) + zero.sqrt()  # 0, with the gradient inf * 0
+
+        monkeypatch.setattr(sft, "supervised_loss", loss)
+        before = made.weights()
+        with pytest.raises(NumericError, match="^the gradient norm of step 1 is nan; the weights were not updated"):
+            made.trainer.train()
+        assert made.weights() == before
+
+    def test_gradients_are_scaled_down_to_the_given_norm(self, bench: MakeBench) -> None:
+        made = bench(*ALL, "optim.max_grad_norm=0.25")
+        norms: list[float] = []
+
+        def measure() -> None:
+            squares = [float(p.grad.double().square().sum()) for p in made.model.parameters() if p.grad is not None]
+            norms.append(math.sqrt(math.fsum(squares)))
+
+        made.trainer.add_callback(AtEachStep(before=measure))
+        made.trainer.train()
+        assert norms == [pytest.approx(0.25, rel=1e-4)] * 3
+        assert all(line["grad_norm"] > 1 for line in made.lines)  # as they were
+
+
+class TestBadSamples:
+    def spoil(self, data_file: Path) -> None:
+        """Damage the picture of the samples `one` and `system`."""
+        (data_file.parent / "0.png").write_bytes(b"no picture")
+
+    def test_stop_the_run_and_are_named(self, bench: MakeBench, data_file: Path) -> None:
+        made = bench(*ALL)
+        self.spoil(data_file)
+        before = made.weights()
+        with pytest.raises(DataError, match=r"0\.png is no picture in a known format") as caught:
+            made.trainer.train()
+        assert sorted(problem.split()[0] for problem in caught.value.problems[:-1]) == ["mine/one", "mine/system"]
+        assert caught.value.problems[-1] == "2 bad samples, max_bad_samples=0"
+        assert caught.value.exit_code == 2
+        assert made.weights() == before
+
+    def test_are_left_out_counted_and_listed_where_allowed(self, bench: MakeBench, data_file: Path) -> None:
+        made = bench(*ALL, "max_bad_samples=2")
+        self.spoil(data_file)
+        made.trainer.train()
+        losses = [line for line in made.lines if "loss" in line]
+        assert [line["bad_samples"] for line in losses] == [2, 2, 2]  # met in every pass, counted once
+        listed = {line["bad_sample"]: line for line in made.lines if "bad_sample" in line}
+        assert sorted(listed) == ["mine/one", "mine/system"]
+        assert sum("bad_sample" in line for line in made.lines) == 2
+        assert listed["mine/one"]["step"] == 1
+        assert listed["mine/one"]["reason"].startswith(f"mine/one ({data_file}:1, row 0): ")
+
+    def test_nothing_takes_their_place(self, bench: MakeBench, data_file: Path) -> None:
+        made = bench(*ALL, "max_bad_samples=2")
+        whole = made.step()
+        self.spoil(data_file)
+        step = made.step()
+        assert len(step.samples) == 4
+        kept = Step([sample for sample in whole.samples if sample.id not in ("mine/one", "mine/system")])
+        assert made.gradients(step)[0] == pytest.approx(made.gradients(kept)[0], rel=1e-6)
+
+    def test_a_step_with_no_good_sample_is_an_error(self, bench: MakeBench, data_file: Path) -> None:
+        made = bench("global_batch_size=1", "trainer.max_steps=6", "trainer.num_workers=0", "max_bad_samples=6")
+        self.spoil(data_file)
+        with pytest.raises(DataError, match=r"^step \d: no usable sample is left for 1 of the ranks") as caught:
+            made.trainer.train()
+        assert caught.value.exit_code == 2
+
+
+class TestStopping:
+    def test_a_wish_to_stop_is_obeyed_after_the_step(self, bench: MakeBench) -> None:
+        stop = StopRequest(deferred=True)
+        made = bench(*ALL, stop=stop)
+
+        def ask() -> None:
+            stop.reason = "SIGTERM received"
+
+        made.trainer.add_callback(AtEachStep(end=ask))
+        with pytest.raises(PreemptedError, match="^SIGTERM received; stopped after step 1$"):
+            made.trainer.train()
+
+
+class TestOptimiser:
+    @pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "adafactor"])
+    def test_every_optimiser_moves_every_trained_weight(self, bench: MakeBench, optim: str) -> None:
+        made = bench(*ALL, f"optim={optim}", "trainer.max_steps=1")
+        before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+        made.trainer.train()
+        moved = {name: not torch.equal(before[name], p) for name, p in made.model.named_parameters()}
+        assert [name for name, has in moved.items() if not has] == []
+        expected = {"adamw": torch.optim.AdamW}.get(optim)
+        inner = made.trainer.optimizer.optimizer  # accelerate's wrapper
+        assert type(inner).__name__ == {"adamw": "AdamW", "adamw_8bit": "AdamW8bit", "adafactor": "Adafactor"}[optim]
+        assert expected is None or isinstance(inner, expected)
+
+    def test_has_the_recipes_groups(self, bench: MakeBench) -> None:
+        """The tower a tenth of the LLM's rate; norms, biases and other vectors undecayed; each weight in one group."""
+        made = bench(*ALL, "optim.lr=1e-3", "optim.weight_decay=0.05", "optim.eps=1e-7")
+        optimiser = made.trainer.create_optimizer()
+        groups = {
+            (group["component"], round(group["lr"], 9), group["weight_decay"]): group["names"]
+            for group in optimiser.param_groups
+        }
+        rates = {"vision_tower": 1e-4, "projector": 1e-3, "llm": 1e-3}
+        assert set(groups) == {(name, rate, decay) for name, rate in rates.items() for decay in (0.05, 0.0)}
+        names = sum(groups.values(), [])
+        assert sorted(names) == sorted(name for name, _ in made.model.named_parameters())
+        undecayed = sum((found for (_, _, decay), found in groups.items() if decay == 0), [])
+        assert all(name.endswith(".bias") or "norm" in name or "ln_q" in name for name in undecayed)
+        assert {group["eps"] for group in optimiser.param_groups} == {1e-7}
+
+    def test_warmup_and_cosine(self, bench: MakeBench) -> None:
+        words = ("global_batch_size=6", "trainer.num_workers=0", "trainer.max_steps=10")
+        made = bench(*words, "optim.lr=2e-3", "optim.warmup=0.2")
+        made.trainer.train()
+        expected = [0.0, 1e-3] + [1e-3 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
+        assert [line["learning_rate"] for line in made.lines] == [pytest.approx(rate, abs=1e-12) for rate in expected]
+
+
+class TestLines:
+    def test_a_line_every_so_many_steps(self, bench: MakeBench) -> None:
+        made = bench(*ALL, "trainer.max_steps=5", "trainer.log_every=2")
+        every = bench(*ALL, "trainer.max_steps=5")
+        made.trainer.train()
+        every.trainer.train()
+        assert [line["step"] for line in made.lines] == [2, 4]
+        losses = [line["loss"] for line in every.lines]
+        assert made.lines[1]["loss"] == pytest.approx((losses[2] + losses[3]) / 2, rel=1e-5)
+        assert [line["pass"] for line in every.lines] == [1, 2, 3, 4, 5]
+
+    def test_training_lowers_the_loss(self, bench: MakeBench) -> None:
+        made = bench(*ALL, "trainer.max_steps=12")
+        made.trainer.train()
+        losses = [line["loss"] for line in made.lines]
+        assert losses[-1] < losses[0] / 2
+
+    def test_gradient_checkpointing_changes_no_number(self, bench: MakeBench) -> None:
+        plain, frugal = bench(*ALL), bench(*ALL, "trainer.gradient_checkpointing=true")
+        plain.trainer.train()
+        calls: list[bool] = []
+        layer = frugal.model.model.language_model.layers[0]
+        layer.mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+        frugal.trainer.train()
+        assert len(calls) == 2 * 3  # forward, and once more in the backward pass
+        assert frugal.weights() == plain.weights()
+        assert [line["loss"] for line in frugal.lines] == [line["loss"] for line in plain.lines]
+
+
+def test_other_ranks_than_asked_for_are_refused(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "world_size", lambda: 2)
+    with pytest.raises(
+        ConfigError, match=r"^2 ranks were asked for, accelerate runs on 1 \(DistributedType.NO\); unset"
+    ):
+        bench(*ALL)

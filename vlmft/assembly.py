@@ -1,0 +1,309 @@
+"""The parts of a run, each built from its config. `worker.work` puts them together."""
+
+import contextlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmft.data.run_data import RunData, open_run_data
+from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoder
+from vlmft.errors import DataError
+from vlmft.evaluation import Generate
+from vlmft.run_folder import RunFolder
+from vlmft.training.ranks import rank, world_size
+from vlmft.training.steps import StepPlan
+from vlmft.training.stop import StopRequest
+
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
+    from transformers import TrainerCallback, TrainingArguments
+
+    from vlmft.evaluation.generate import Answer, Evaluator
+    from vlmft.train import TrainConfig
+    from vlmft.training.commit import Committed
+    from vlmft.training.sft import SftTrainer
+
+
+def quiet_libraries() -> None:
+    """One voice a run: libraries' bars and notices off, warnings from rank 0 alone."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's word about unused parameters, which may come any step
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and loader processes do not mix
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    level = logging.WARNING if rank() == 0 else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    # PEFT imports bitsandbytes wherever it is installed, which then reports on kernels that nothing here asked for.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # Deprecations between these three are theirs to settle.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="accelerate|peft|transformers")
+    if rank() != 0:
+        warnings.simplefilter("ignore")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed what draws from global state: the adapters' first weights and dropout."""
+    from transformers import set_seed
+
+    set_seed(seed)
+
+
+def leave_process_group() -> None:
+    """End a distributed run in order; torch warns, and NCCL may hang, where it is not done."""
+    import torch.distributed
+
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def open_data(config: "TrainConfig") -> RunData:
+    """The run's data; the driver has looked at it already."""
+    return open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed)
+
+
+def plan_steps(config: "TrainConfig", data: RunData) -> StepPlan:
+    """How many steps there are and what each is made of."""
+    return StepPlan.derive(
+        len(data.mixture), config.global_batch_size, config.trainer.epochs, config.trainer.max_steps, world_size()
+    )
+
+
+def training_arguments(config: "TrainConfig", folder: RunFolder, plan: StepPlan) -> "TrainingArguments":
+    """transformers' arguments; the process group exists from here on."""
+    from vlmft.training.arguments import training_arguments as build
+
+    return build(
+        folder.path,
+        config.trainer,
+        config.optim,
+        config.strategy,
+        config.precision,
+        config.seed,
+        plan.num_steps,
+    )
+
+
+def trackers(config: "TrainConfig", folder: RunFolder) -> "list[TrainerCallback]":
+    """Rank 0's trackers."""
+    from vlmft.training.arguments import tracker_callbacks
+
+    return tracker_callbacks(config.logger, folder.tb) if rank() == 0 else []
+
+
+def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
+    """Encoder and collator of the checkpoint."""
+    encoder = Encoder(config.model, processor, config.batching.max_tokens)
+    return encoder, Collator(config.model, processor)
+
+
+def check_encoding(config: "TrainConfig", data: RunData, encoder: Encoder) -> None:
+    """Render and count samples, in the order of training, for a quarter of `check_s`; nothing is decoded.
+
+    Raises:
+        DataError: more samples than `max_bad_samples` cannot be encoded or are too long; lists them.
+    """
+    if rank() != 0:
+        return
+    end = time.monotonic() + config.check_s / 4
+    problems: dict[str, str] = {}
+    for position in range(len(data.mixture)):
+        if time.monotonic() > end or len(problems) > config.max_bad_samples + 20:
+            break
+        try:
+            encoder.count(data.mixture.read(data.mixture.at(position)))
+        except DataError as error:
+            problems[getattr(error, "sample_id", "")] = str(error)
+    if len(problems) > config.max_bad_samples:
+        raise DataError(*problems.values())
+
+
+def evaluator(
+    config: "TrainConfig", data: RunData, encoder: Encoder, collator: Collator, stop: StopRequest
+) -> "Evaluator | None":
+    """What judges the model on the held-out samples; None where nothing is held out or evaluation is off."""
+    from vlmft.evaluation.generate import Evaluator
+
+    if not isinstance(config.evaluation, Generate) or not data.held_out:
+        return None
+    return Evaluator(
+        config.evaluation,
+        encoder,
+        collator,
+        data.held_out_samples(config.evaluation.max_samples),
+        config.metric,
+        num_workers=config.trainer.num_workers,
+        rank=rank(),
+        world_size=world_size(),
+        between_batches=stop.obey,
+    )
+
+
+def probe(model: Any, encoder: Encoder, collator: Collator, device: "torch.device") -> list[str]:
+    """Freeze, and name, the trained weights that no gradient reaches."""
+    from vlmft.encoding.probe import probe_batch
+    from vlmft.recipes.probe import freeze_unreached
+    from vlmft.training.loss import supervised_loss
+
+    batch = probe_batch(encoder, collator).to(device)
+    inputs = collator.family.model_inputs(collator.processor, batch.inputs)
+    return freeze_unreached(model, lambda probed: supervised_loss(probed, inputs, batch.labels))
+
+
+@contextlib.contextmanager
+def sft_trainer(
+    config: "TrainConfig",
+    folder: RunFolder,
+    model: Any,
+    args: "TrainingArguments",
+    encoder: Encoder,
+    collator: Collator,
+    data: RunData,
+    plan: StepPlan,
+    trackers: "list[TrainerCallback]",
+    stop: StopRequest,
+    console: "Console",
+    start: "Committed | None",
+) -> "Iterator[SftTrainer]":
+    """The trainer, beginning at the checkpoint `start`, with metrics.jsonl and the progress bar open on rank 0."""
+    from vlmft.recipes.groups import parameter_groups
+    from vlmft.training.checkpoint import Checkpoints
+    from vlmft.training.progress import TrainingProgress
+    from vlmft.training.sft import Parts, SftTrainer
+    from vlmft.training.steps import StepDataset, StepLoader
+
+    with contextlib.ExitStack() as stack:
+        parts = Parts(
+            loader=StepLoader(
+                StepDataset(data.mixture, encoder, plan, rank()), config.trainer.num_workers, start.step if start else 0
+            ),
+            collator=collator,
+            batching=config.batching,
+            optim=config.optim,
+            groups=lambda trained: parameter_groups(
+                trained, config.recipe, config.model, config.optim.lr, config.optim.weight_decay
+            ),
+            max_bad_samples=config.max_bad_samples,
+            stop=stop,
+        )
+        if rank() == 0:
+            metrics = stack.enter_context(folder.open_metrics())
+            progress = stack.enter_context(TrainingProgress(plan.num_steps, console))
+            started = time.time()
+
+            def on_log(figures: dict[str, float]) -> None:
+                metrics.append({"step": figures["step"], "time": round(time.time() - started, 4)} | figures)
+                progress.show(figures)
+
+            parts.on_log = on_log
+        trainer = SftTrainer(model, args, parts, trackers)
+        saving = (config.trainer.save_every, config.trainer.keep)
+        facts = {"fingerprint": folder.read_fingerprint()}
+        trainer.add_callback(Checkpoints(trainer, folder.checkpoints, *saving, facts, start))
+        yield trainer
+
+
+def checkpoint_to_start_from(config: "TrainConfig", folder: RunFolder) -> "Committed | None":
+    """The checkpoint that the run goes on from, the same on every rank; None where it begins.
+
+    Raises:
+        StorageError: the checkpoint that `resume` names does not verify.
+    """
+    import torch.distributed
+
+    from vlmft.training import commit
+
+    found: list[Any] = [None]
+    if rank() == 0:
+        newest, rejected = commit.newest(folder.checkpoints)
+        for reason in rejected:
+            logging.getLogger(__name__).warning("passed over: %s", reason)
+        if rejected:
+            folder.write_result(passed_over=rejected)
+        if newest is None and config.resume not in ("auto", "none"):  # its own, once it has any: it was continued
+            newest = commit.verify(Path(config.resume).expanduser())
+        found = [newest]
+    if world_size() > 1:
+        torch.distributed.broadcast_object_list(found)
+    start: Committed | None = found[0]
+    if rank() == 0:
+        folder.cut_metrics(start.step if start else 0)
+    return start
+
+
+def base_answers(evaluator: "Evaluator | None", model: Any, folder: RunFolder, resumed: bool) -> "list[Answer] | None":
+    """What the base answers; a resumed run, whose model is no longer the base, reads it from its folder."""
+    from vlmft.evaluation.generate import read_answers
+
+    if evaluator is None or not evaluator.spec.base:
+        return None
+    kept = folder.predictions / "base.jsonl"
+    if resumed and kept.is_file():
+        return read_answers(kept)
+    return answer(evaluator, model, folder, "base")
+
+
+def evaluate_every(evaluator: "Evaluator", trainer: "SftTrainer", folder: RunFolder, steps: int) -> None:
+    """Judge the model every so many steps while it trains; its scores stand in metrics.jsonl as eval/<metric>."""
+    from transformers import TrainerCallback
+
+    class _Evaluate(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step % steps == 0 and state.global_step < state.max_steps:
+                control.should_evaluate = True
+
+    def judge() -> None:
+        answers = answer(evaluator, trainer.model, folder, f"step-{trainer.state.global_step:08d}")
+        trainer.report({f"eval/{name}": value for name, value in mean_scores(answers).items()})
+        trainer.meters.restart()
+
+    trainer.judge = judge
+    trainer.add_callback(_Evaluate())
+
+
+def answer(evaluator: "Evaluator", model: Any, folder: RunFolder, name: str) -> "list[Answer]":
+    """Answer the held-out samples and keep the answers as predictions/<name>.jsonl."""
+    from vlmft.evaluation.generate import write_answers
+
+    answers = evaluator.answer(model)
+    if rank() == 0:
+        write_answers(folder.predictions / f"{name}.jsonl", answers)
+    return answers
+
+
+def mean_scores(answers: "list[Answer]") -> dict[str, float]:
+    """Each metric's mean."""
+    return {name: sum(a.scores[name] for a in answers) / len(answers) for name in answers[0].scores}
+
+
+def provenance(folder: RunFolder, data: RunData) -> dict[str, Any]:
+    """What is saved with the model beside its weights."""
+    environment = json.loads(folder.environment.read_text())
+    return {
+        "config": folder.config.read_text(),
+        "datasets": data.fingerprints(),
+        "packages": environment["packages"],
+        "git": environment["git"],
+    }
+
+
+def describe_device(device: "torch.device") -> dict[str, Any]:
+    """The device as environment.json names it."""
+    import torch
+
+    if device.type != "cuda":
+        return {"type": device.type, "threads": torch.get_num_threads(), "ranks": world_size()}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "type": "cuda",
+        "name": properties.name,
+        "memory_bytes": properties.total_memory,
+        "ranks": world_size(),
+        "cuda": torch.version.cuda,
+    }

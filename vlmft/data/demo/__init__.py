@@ -1,0 +1,1 @@
+"""Generated datasets, written once as real files in a published format."""

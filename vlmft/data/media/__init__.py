@@ -1,0 +1,1 @@
+"""Pictures on disk: where they may lie, their size, their pixels."""

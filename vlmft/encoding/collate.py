@@ -1,0 +1,57 @@
+"""Encoded samples -> one padded Batch. B = samples, S = tokens of the longest, N = rows of logits that are kept."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from vlmft.encoding.encoder import Encoded
+from vlmft.models.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+IGNORED = -100
+"""A label that the loss skips."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """A micro-batch: the family's inputs, still with uint8 pixels, and the labels."""
+
+    inputs: dict[str, "Tensor"]
+    """`input_ids` and `attention_mask` are int64 [B, S]; the rest is the family's own."""
+    labels: "Tensor"
+    """int64 [B, S]; `IGNORED` where nothing is supervised. A label stands at its own token's place."""
+
+    def to(self, device: "torch.device") -> "Batch":
+        """Copy to a device."""
+        return Batch({k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}, self.labels.to(device))
+
+
+class Collator:
+    """Pads encoded samples of one checkpoint into a batch, on the right for training, on the left for generation."""
+
+    def __init__(self, family: ModelSpec, processor: Any) -> None:
+        self.family = family
+        self.processor = processor
+        self.pad_token_id: int = processor.tokenizer.pad_token_id
+
+    def __call__(self, samples: Sequence[Encoded], padding_side: Literal["right", "left"] = "right") -> Batch:
+        """Join `samples`; their order is kept."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        def padded(rows: "list[Tensor]", value: int) -> "Tensor":
+            return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)
+
+        input_ids = padded([sample.input_ids for sample in samples], self.pad_token_id)
+        supervised = padded([sample.supervised for sample in samples], False)
+        lengths = torch.tensor([sample.num_tokens for sample in samples])[:, None]
+        place = torch.arange(input_ids.shape[1])
+        filled = place < lengths if padding_side == "right" else place >= input_ids.shape[1] - lengths
+        attention_mask = filled.long()
+        labels = input_ids.masked_fill(~supervised, IGNORED)
+        media = [item for sample in samples for item in sample.media]
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return Batch(inputs | self.family.collate(self.processor, input_ids, media), labels)

@@ -1,0 +1,163 @@
+"""Greedy generation on held-out samples, and their scores."""
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch.utils.data import DataLoader
+from transformers import GenerationConfig
+
+from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoded, Encoder
+from vlmft.errors import VlmftError
+from vlmft.evaluation.specs import Generate
+from vlmft.scoring import MetricSpec
+from vlmft.types import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One held-out sample with what the model said."""
+
+    id: str
+    question: str
+    reference: str
+    prediction: str
+    scores: dict[str, float]
+
+
+class Evaluator:
+    """Answers the same held-out samples with any model of one checkpoint.
+
+    Args:
+        samples: conversations; the last assistant turn is the reference, what stands before it the prompt.
+        metrics: by name.
+        num_workers: loader processes that encode while the model generates.
+        rank, world_size: this process answers its share; all ranks get all answers.
+        between_batches: called before each batch; may raise to stop.
+    """
+
+    def __init__(
+        self,
+        spec: Generate,
+        encoder: Encoder,
+        collator: Collator,
+        samples: Sequence[Sample],
+        metrics: Mapping[str, MetricSpec],
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        between_batches: Callable[[], None] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.encoder = encoder
+        self.collator = collator
+        self.samples = samples
+        self.metrics = metrics
+        self.num_workers = num_workers
+        self.rank = rank
+        self.world_size = world_size
+        self.between_batches = between_batches
+
+    def answer(self, model: Any) -> list[Answer]:
+        """Answer every sample, in their order. The model is left in the mode that it came in.
+
+        Raises:
+            DataError: a sample cannot be encoded.
+        """
+        mine = range(self.rank, len(self.samples), self.world_size)
+        batches = [mine[i : i + self.spec.batch_size] for i in range(0, len(mine), self.spec.batch_size)]
+        was_training = model.training
+        model.eval()
+        answers: dict[int, Answer] = {}
+        try:
+            prompts: Any = _Prompts(self, batches)  # torch wants only these two methods of a dataset
+            loader: DataLoader[Any] = DataLoader(prompts, batch_size=None, num_workers=self.num_workers)
+            for indices, encoded in zip(batches, loader, strict=True):
+                if isinstance(encoded, VlmftError):
+                    raise encoded
+                if self.between_batches is not None:
+                    self.between_batches()
+                for index, text in zip(indices, self._generate(model, encoded), strict=True):
+                    answers[index] = self._scored(self.samples[index], text)
+        finally:
+            model.train(was_training)
+        if self.world_size > 1:
+            shares: list[Any] = [None] * self.world_size
+            torch.distributed.all_gather_object(shares, answers)
+            answers = {index: answer for share in shares for index, answer in share.items()}
+        return [answers[index] for index in range(len(self.samples))]
+
+    @torch.no_grad()
+    def _generate(self, model: Any, encoded: list[Encoded]) -> list[str]:
+        device = next(model.parameters()).device
+        inputs = self.collator(encoded, padding_side="left").to(device).inputs
+        inputs = self.collator.family.model_inputs(self.collator.processor, inputs)
+        with self._greedy(model):
+            output = model.generate(**inputs, max_new_tokens=self.spec.max_new_tokens)
+        texts: list[str] = self.collator.processor.tokenizer.batch_decode(
+            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+        )
+        return texts
+
+    @contextlib.contextmanager
+    def _greedy(self, model: Any) -> Iterator[None]:
+        """Of the checkpoint's generation_config only where an answer ends counts, while the body runs.
+
+        `generate` fills whatever a call leaves open from there, and Qwen2.5-VL's own has a repetition penalty.
+        """
+        owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        own = owner.generation_config
+        ends = own.eos_token_id if own.eos_token_id is not None else self.collator.processor.tokenizer.eos_token_id
+        owner.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.collator.pad_token_id)
+        try:
+            yield
+        finally:
+            owner.generation_config = own
+
+    def _scored(self, sample: Sample, prediction: str) -> Answer:
+        reference = sample.messages[-1].text
+        return Answer(
+            id=sample.id,
+            question=next(message.text for message in reversed(sample.messages) if message.role == "user"),
+            reference=reference,
+            prediction=prediction,
+            scores={name: metric.score(prediction, reference) for name, metric in self.metrics.items()},
+        )
+
+
+class _Prompts:
+    """Maps a batch's number to its encoded prompts, or to the error that stands in the way."""
+
+    def __init__(self, evaluator: Evaluator, batches: Sequence[Sequence[int]]) -> None:
+        self.encoder = evaluator.encoder
+        self.samples = evaluator.samples
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, number: int) -> list[Encoded] | VlmftError:
+        try:
+            return [self.encoder.encode_prompt(self.samples[index]) for index in self.batches[number]]
+        except VlmftError as error:
+            return error
+
+
+def write_answers(path: Path, answers: Sequence[Answer]) -> None:
+    """Write answers as JSONL, one a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as stream:
+        for answer in answers:
+            stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+
+
+def read_answers(path: Path) -> list[Answer]:
+    """Read what `write_answers` wrote."""
+    with path.open(encoding="utf-8") as stream:
+        return [Answer(**json.loads(line)) for line in stream]

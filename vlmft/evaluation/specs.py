@@ -1,0 +1,23 @@
+"""The choices of an evaluation inside a run."""
+
+from pydantic import Field
+
+from vlmft.config.spec import Spec
+
+
+class EvaluationSpec(Spec, abstract=True):
+    """How held-out samples are judged."""
+
+
+class NoEvaluation(EvaluationSpec):
+    """No evaluation: held-out samples are still kept out of training."""
+
+
+class Generate(EvaluationSpec):
+    """Greedy answers to held-out samples, scored against the last assistant turn."""
+
+    base: bool = Field(description="also before training, so that the table compares")
+    every_steps: int | None = Field(ge=1, description="also during training, every so many steps")
+    max_samples: int | None = Field(ge=1, description="at most so many samples, chosen by hash of their ids; null: all")
+    max_new_tokens: int = Field(ge=1, description="longest answer")
+    batch_size: int = Field(ge=1, description="samples answered at once on a rank")

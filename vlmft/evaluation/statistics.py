@@ -1,0 +1,87 @@
+"""How sure a figure is: intervals around a score, and whether two models differ."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value and its 95 % confidence interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+
+def proportion(successes: int, n: int) -> Interval:
+    """Return the share of `successes` among `n` answers, with its Wilson score interval.
+
+    Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22
+    (1927). Unlike the normal approximation it keeps to [0, 1] and its width is not 0 at 0 or n successes.
+
+    Raises:
+        ValueError: n is 0, or `successes` is not in 0..n.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1:
+        raise ValueError(f"a share needs at least one answer; found n={n}")
+    if not 0 <= successes <= n:
+        raise ValueError(f"successes should be in 0..{n}; found {successes}")
+    interval = binomtest(successes, n).proportion_ci(confidence_level=CONFIDENCE, method="wilson")
+    return Interval(successes / n, float(interval.low), float(interval.high))
+
+
+def mean_interval(scores: Sequence[float]) -> Interval:
+    """Return the mean of `scores`, each in [0, 1], with Student's t interval cut to [0, 1].
+
+    For scores that are not only 0 or 1; for those `proportion` is better. Chosen over the bootstrap
+    because it needs no seed, and because a percentile bootstrap is too narrow for small samples. One
+    score says nothing about the spread, so its interval is all of [0, 1]; equal scores give width 0.
+
+    Raises:
+        ValueError: there is no score, or one outside [0, 1].
+    """
+    from scipy.stats import t
+
+    n = len(scores)
+    if n < 1:
+        raise ValueError("a mean needs at least one score; found none")
+    outside = [score for score in scores if not 0 <= score <= 1]
+    if outside:
+        raise ValueError(f"scores should be in [0, 1]; found {outside[0]}")
+    mean = math.fsum(scores) / n
+    if n == 1:
+        return Interval(mean, 0.0, 1.0)
+    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (n - 1))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+
+
+def mcnemar_exact(base: Sequence[bool], tuned: Sequence[bool]) -> float:
+    """Return the two-sided p-value of McNemar's exact test on paired right/wrong answers.
+
+    `base[i]` and `tuned[i]` answer the same sample. Only samples that one model gets right and the other
+    wrong count: were the models equally good, each would win such a sample with probability 1/2. Where
+    there is none, p is 1.
+
+    Source: Q. McNemar, "Note on the sampling error of the difference between correlated proportions or
+    percentages", Psychometrika 12 (1947), in its exact binomial form.
+
+    Raises:
+        ValueError: there is no answer, or the two have different lengths.
+    """
+    from scipy.stats import binomtest
+
+    if len(base) != len(tuned):
+        raise ValueError(f"both models should answer the same samples; found {len(base)} and {len(tuned)} answers")
+    if not base:
+        raise ValueError("the test needs at least one answer of each model; found none")
+    base_only = sum(1 for was, now in zip(base, tuned, strict=True) if was and not now)
+    tuned_only = sum(1 for was, now in zip(base, tuned, strict=True) if now and not was)
+    if base_only + tuned_only == 0:
+        return 1.0
+    return float(binomtest(base_only, base_only + tuned_only, 0.5).pvalue)

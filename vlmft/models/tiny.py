@@ -1,0 +1,103 @@
+"""What the tiny checkpoints of all families share: a tokenizer trained on the spot and a chat template.
+
+The weights are random, so a tiny model knows nothing; but its classes, files and code paths are the real ones.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+FACTORY_VERSION = 2
+"""Part of the cache folder's name: raise it with any change to what the factories write."""
+
+INITIALIZER_RANGE = 0.1
+"""About 1/sqrt(64), the tiny widths' fan-in: with the 0.02 that suits wide models, signals die out and nothing is
+learned in the first minute."""
+
+QWEN_SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|object_ref_start|>",
+    "<|object_ref_end|>",
+    "<|box_start|>",
+    "<|box_end|>",
+    "<|quad_start|>",
+    "<|quad_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+# Renders the same strings as Qwen2.5-VL's own template for text, images and videos (tested against golden strings).
+CHATML_TEMPLATE = """\
+{%- for message in messages %}
+    {%- if loop.first and message.role != 'system' %}
+        {{- '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.content is string %}
+        {{- message.content }}
+    {%- else %}
+        {%- for part in message.content %}
+            {%- if part.type == 'image' or 'image' in part or 'image_url' in part %}
+                {{- '<|vision_start|><|image_pad|><|vision_end|>' }}
+            {%- elif part.type == 'video' or 'video' in part %}
+                {{- '<|vision_start|><|video_pad|><|vision_end|>' }}
+            {%- elif 'text' in part %}
+                {{- part.text }}
+            {%- endif %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+
+# The words of the generated tasks, so that an answer is a token or two; any other text falls back to bytes.
+_CORPUS = """\
+system user assistant You are a helpful assistant.
+What colour is the shape? Which colour does the shape have? Name the colour of the shape in the picture.
+What colour is the background? Name the colour of the background. Answer with one word.
+What colour is the shape in the first picture? What colour is the shape in the second picture?
+red green blue yellow purple orange black white pink brown grey
+circle square triangle cross star ring
+Which digit is written here? Answer with the digit. zero one two three four five six seven eight nine
+0 1 2 3 4 5 6 7 8 9 yes no left right top bottom
+The quick brown fox jumps over the lazy dog; describe the image, the video and what happens in it.
+"""
+
+
+def train_qwen_tokenizer(special_tokens: Sequence[str]) -> Any:
+    """A byte-level BPE in Qwen2's tokenizer class; any text encodes and decodes without loss."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import Qwen2Tokenizer
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=768, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    # Each word also by itself, as an answer begins: without a space before it.
+    bpe.train_from_iterator([*_CORPUS.splitlines(keepends=True), *_CORPUS.split()] * 4, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    tokenizer = Qwen2Tokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(pair) for pair in trained["merges"]],
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        model_max_length=2048,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
+    return tokenizer

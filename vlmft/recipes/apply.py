@@ -1,0 +1,170 @@
+"""Apply a recipe to a loaded model: freeze, unfreeze, wrap with adapters, set dtypes.
+
+Without adapters, what trains has requires_grad and that is all. With adapters, PEFT wraps the model, and whatever
+trains in full beside them lies in PEFT's `modules_to_save`: the original weights stay reachable (a preference
+trainer's reference), and saving, merging and continuing are PEFT's own.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from vlmft.errors import ConfigError
+from vlmft.models.components import component_of, normalisation_modules, parameters_by_component
+from vlmft.models.spec import ModelSpec
+from vlmft.recipes.policies import Component, Lora, Selection
+from vlmft.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+ADAPTER = "default"
+PEFT_PREFIX = "base_model.model."
+
+
+def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dtype") -> Any:
+    """Make `model` train what `recipe` says, and nothing else. Returns it, wrapped where the recipe has adapters.
+
+    Trained weights become float32, so that small updates are not rounded away; frozen ones become `dtype`.
+
+    Raises:
+        ConfigError: a policy finds nothing to train, or what trains in full cannot stand beside adapters.
+    """
+    selections = select(model, recipe, family)
+    full = frozenset[str]().union(*(selection.full for selection in selections.values()))
+    model.requires_grad_(False)
+    if recipe.adapters:
+        model = _wrap(model, recipe, selections, full)
+    else:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in full)
+    cast(model, dtype)
+    return model
+
+
+def select(model: Any, recipe: Recipe, family: ModelSpec) -> dict[str, Selection]:
+    """What each component's policy chooses in the unwrapped `model`."""
+    policies = recipe.policies(family.component_paths)
+    components = components_of(model, family)
+    return {name: policy.select(components[name]) for name, policy in policies.items()}
+
+
+def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
+    """Describe each component of an unwrapped model."""
+    paths = family.component_paths
+    parameters = parameters_by_component(model, paths)
+    modules: dict[str, dict[str, nn.Module]] = {name: {} for name in paths}
+    for name, module in model.named_modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            modules[component_of(name, paths)][name] = module
+    norms = [name for name, _ in normalisation_modules(model)]
+    head = model.get_output_embeddings()
+    head_name = next((name for name, module in model.named_modules() if module is head), None)
+    return {
+        name: Component(
+            name=name,
+            parameters=parameters[name],
+            modules=modules[name],
+            norms=tuple(norm for norm in norms if component_of(norm, paths) == name),
+            blocks=_blocks(model, family.block_paths.get(name)),
+            head=head_name if head_name in modules[name] else None,
+        )
+        for name in paths
+    }
+
+
+def _blocks(model: Any, path: str | None) -> tuple[str, ...]:
+    return () if path is None else tuple(f"{path}.{i}" for i in range(len(model.get_submodule(path))))
+
+
+def _wrap(model: Any, recipe: Recipe, selections: dict[str, Selection], full: frozenset[str]) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    first = next(iter(recipe.adapters.values()))
+    config = LoraConfig(
+        task_type=None,
+        r=first.rank,
+        lora_alpha=first.alpha,
+        lora_dropout=first.dropout,
+        use_rslora=first.rslora,
+        use_dora=first.dora,
+        target_modules=[name for selection in selections.values() for name in selection.adapted],
+        rank_pattern=_pattern(recipe, selections, first.rank, lambda policy: policy.rank),
+        alpha_pattern=_pattern(recipe, selections, first.alpha, lambda policy: policy.alpha),
+        modules_to_save=covering_modules(model, full) or None,
+    )
+    return get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
+
+
+def _pattern(
+    recipe: Recipe, selections: dict[str, Selection], default: float, value: Callable[[Lora], float]
+) -> dict[str, Any]:
+    """PEFT's per-layer settings: full module names, only where a component differs from the default."""
+    return {
+        name: value(policy)
+        for component, policy in recipe.adapters.items()
+        if value(policy) != default
+        for name in selections[component].adapted
+    }
+
+
+def covering_modules(model: Any, names: frozenset[str]) -> list[str]:
+    """The largest modules whose parameters are exactly some of `names`, together all of them.
+
+    Containers (ModuleList, ...) are never chosen: nothing calls them, so a wrapper around one would not act.
+
+    Raises:
+        ConfigError: a parameter of `names` shares its module with one that stays frozen, or its weight is tied.
+    """
+    from torch import nn
+
+    containers = (nn.ModuleList, nn.ModuleDict)
+    chosen: list[str] = []
+
+    def visit(path: str, module: "nn.Module") -> None:
+        own = {f"{path}.{name}" if path else name for name, _ in module.named_parameters()}
+        if not own & names:
+            return
+        if path and own <= names and not isinstance(module, containers):
+            chosen.append(path)
+            return
+        if direct := {n for n in own & names if "." not in n.removeprefix(path + ".")}:
+            raise ConfigError(f"recipe: {', '.join(sorted(direct))} cannot train alone beside adapters")
+        for child_name, child in module.named_children():
+            visit(f"{path}.{child_name}" if path else child_name, child)
+
+    visit("", model)
+    _refuse_tied(model, chosen)
+    return chosen
+
+
+def _refuse_tied(model: Any, modules: Iterable[str]) -> None:
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or embedding is None or head.weight is not embedding.weight:
+        return
+    for path in modules:
+        if any(parameter is head.weight for parameter in model.get_submodule(path).parameters()):
+            raise ConfigError(
+                f"recipe: {path} cannot train in full beside adapters: its weight is tied to the other end of the LLM, "
+                "and PEFT's copy would untie them; give the LLM adapters, or every component full training"
+            )
+
+
+def cast(model: Any, dtype: "torch.dtype") -> None:
+    """Trained weights become float32, frozen ones `dtype`."""
+    import torch
+
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name as in the unwrapped model, as far as its component depends on it.
+
+    PEFT's own words can stand anywhere in it: where tower and projector both train in full, one wrapper holds both,
+    and the projector is `model.visual.modules_to_save.default.merger`.
+    """
+    for word in (f".modules_to_save.{ADAPTER}", ".original_module"):
+        name = name.replace(word, "")
+    return name.removeprefix(PEFT_PREFIX)

@@ -1,0 +1,29 @@
+"""The precision a run computes in."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlmft.models.spec import Precision
+
+
+def torch_dtype(precision: "Precision") -> "torch.dtype":
+    """The dtype of a precision."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[precision]
+
+
+def compute_in(model: Any, dtype: "torch.dtype", device: "torch.device") -> None:
+    """Run `model`'s forward, also inside generate, under autocast to `dtype`; float32 needs none.
+
+    Trained weights are float32 beside frozen ones of `dtype`. This makes a loaded model compute what the training
+    one did, so that it answers alike to the bit.
+    """
+    import torch
+
+    if dtype == torch.float32:
+        return
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner.forward = torch.autocast(device.type, dtype)(inner.forward)

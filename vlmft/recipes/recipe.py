@@ -1,0 +1,60 @@
+"""A recipe: one policy for each component."""
+
+from collections.abc import Iterable, Mapping
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from vlmft.config.spec import Spec
+from vlmft.errors import ConfigError
+from vlmft.recipes.policies import Lora, Policy
+
+
+class Recipe(Spec):
+    """What trains in each component of the model."""
+
+    vision_tower: Policy
+    projector: Policy
+    llm: Policy
+    extras: dict[str, Policy] = Field(description="policies of further components that a family names")
+    lr: float = Field(gt=0, description="the peak learning rate that suits this recipe; optim.lr starts from it")
+
+    def policies(self, components: Iterable[str]) -> dict[str, Policy]:
+        """The policy of each of a family's `components`.
+
+        Raises:
+            ConfigError: the family has a component without a policy, or the recipe one that the family lacks.
+        """
+        known: Mapping[str, Policy] = {
+            "vision_tower": self.vision_tower,
+            "projector": self.projector,
+            "llm": self.llm,
+        } | self.extras
+        components = tuple(components)
+        problems = [
+            f"recipe.extras.{name}: needed: this model has a component {name}"
+            for name in components
+            if name not in known
+        ]
+        problems += [
+            f"recipe.extras.{name}: this model has no such component; it has {', '.join(components)}"
+            for name in self.extras
+            if name not in components
+        ]
+        ConfigError.raise_if(problems)
+        return {name: known[name] for name in components}
+
+    @property
+    def adapters(self) -> dict[str, Lora]:
+        """The components that get adapters."""
+        named = {"vision_tower": self.vision_tower, "projector": self.projector, "llm": self.llm} | self.extras
+        return {name: policy for name, policy in named.items() if isinstance(policy, Lora)}
+
+    @model_validator(mode="after")
+    def _adapters_agree(self) -> Self:
+        # PEFT knows rank and alpha by layer, but these three only for an adapter as a whole.
+        for field in ("dropout", "rslora", "dora"):
+            values = {name: getattr(policy, field) for name, policy in self.adapters.items()}
+            if len(set(values.values())) > 1:
+                raise ValueError(f"{field} must be the same in every component with adapters; found {values}")
+        return self

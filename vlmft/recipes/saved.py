@@ -1,0 +1,178 @@
+"""Saving what was trained, and loading it again.
+
+A saved model is complete except for its base, which is named and hashed: adapters in PEFT's own form where the
+recipe has them, else every trained weight by its live name; the processor; and `vlmft.json`, which says how to put
+them together. Loading refuses a missing or unexpected weight and a base whose bytes have changed.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmft.config.spec import validate
+from vlmft.errors import ConfigError
+from vlmft.models.spec import ModelSpec, Precision
+from vlmft.recipes.apply import ADAPTER, apply_recipe
+from vlmft.recipes.dtypes import compute_in, torch_dtype
+from vlmft.recipes.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+PROVENANCE = "vlmft.json"
+_FORMAT = 1
+_TRAINED = "trained.safetensors"
+
+
+def save(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    family: ModelSpec,
+    recipe: Recipe,
+    precision: Precision,
+    base_sha256: Mapping[str, str],
+    unreached: Sequence[str],
+    provenance: Mapping[str, Any],
+) -> None:
+    """Write `model`'s trained weights, processor and provenance to `folder`.
+
+    Args:
+        base_sha256: of the base's weight files, see `hash_weights`.
+        unreached: trained weights that no gradient reached, frozen by the probe: they stay the base's own.
+        provenance: anything more that belongs into `vlmft.json`: config, dataset fingerprints, versions.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if recipe.adapters:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    else:
+        _save_trained(model, folder)
+    processor.save_pretrained(folder)
+    family = family.located()
+    record = {
+        "format": _FORMAT,
+        "base": {"path": family.path, "revision": family.revision, "sha256": dict(base_sha256)},
+        "model": family.to_config(),
+        "recipe": recipe.to_config(),
+        "precision": precision,
+        "unreached": list(unreached),
+        **provenance,
+    }
+    (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def load(path: str | Path, device: "str | torch.device" = "cpu") -> tuple[Any, Any]:
+    """Load what a run saved: its base with the trained weights in place, ready to answer.
+
+    Args:
+        path: a run folder or its `final` folder.
+        device: where the model is put.
+
+    Returns:
+        (model, processor), the model in eval mode, computing in the precision that it was trained in.
+
+    Raises:
+        ConfigError: no saved model here, the base is gone or has changed, or weights are missing or unexpected.
+    """
+    import torch
+    from transformers import AutoProcessor
+
+    folder = _saved_folder(Path(path).expanduser())
+    record = json.loads((folder / PROVENANCE).read_text())
+    if record["format"] != _FORMAT:
+        raise ConfigError(f"{folder / PROVENANCE}: format {record['format']}, this vlmft reads {_FORMAT}")
+    family: ModelSpec = validate(ModelSpec, record["model"])
+    recipe = validate(Recipe, record["recipe"])
+    _check_base(folder, family, record["base"]["sha256"])
+    dtype = torch_dtype(record["precision"])
+    model = apply_recipe(family.load_model(torch.device(device)), recipe, family, dtype)
+    if recipe.adapters:
+        _load_adapter(model, folder)
+    else:
+        _load_trained(model, folder, record["unreached"])
+    model.requires_grad_(False)
+    model.eval()
+    compute_in(model, dtype, torch.device(device))
+    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+
+
+def hash_weights(folder: Path) -> dict[str, str]:
+    """sha256 of each *.safetensors of a checkpoint, by file name; files are read in parallel."""
+    files = sorted(folder.glob("*.safetensors"))
+
+    def digest(file: Path) -> str:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+
+    with ThreadPoolExecutor() as pool:
+        return {file.name: value for file, value in zip(files, pool.map(digest, files), strict=True)}
+
+
+def _saved_folder(path: Path) -> Path:
+    for folder in (path, path / "final"):
+        if (folder / PROVENANCE).is_file():
+            return folder
+    raise ConfigError(f"{path}: holds no saved model; expected a run folder, or its final/ with a {PROVENANCE}")
+
+
+def _check_base(folder: Path, family: ModelSpec, expected: Mapping[str, str]) -> None:
+    base = family.folder()
+    found = hash_weights(base)
+    problems = [
+        f"{folder}: was trained on a base whose {name} has sha256 {expected.get(name, 'none')[:12]}..., "
+        f"{base} has {found.get(name, 'none')[:12]}...; point to the original base"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
+    ]
+    ConfigError.raise_if(problems)
+
+
+def _save_trained(model: Any, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    save_file(trained, folder / _TRAINED, metadata={"format": "pt"})
+
+
+def _load_trained(model: Any, folder: Path, unreached: Sequence[str]) -> None:
+    import torch
+
+    live = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in unreached}
+    saved = _read_weights(folder / _TRAINED, live)
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            live[name].copy_(tensor)
+
+
+def _load_adapter(model: Any, folder: Path) -> None:
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    saved = _read_weights(folder / "adapter_model.safetensors", expected)
+    set_peft_model_state_dict(model, saved, adapter_name=ADAPTER)
+
+
+def _read_weights(file: Path, expected: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """Read a file that must hold exactly the `expected` names and shapes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file}: cannot be read: {error}; copy the saved model again, or train it again") from None
+    missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+    # copy_ would spread a single value over a whole weight.
+    reshaped = sorted(n for n in saved.keys() & expected.keys() if saved[n].shape != expected[n].shape)
+    if missing or unexpected or reshaped:
+        raise ConfigError(
+            f"{file}: does not fit the model that {PROVENANCE} describes: {len(missing)} weights missing "
+            f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}, {len(reshaped)} of another shape "
+            f"{reshaped[:3]}; copy the saved model again, or train it again"
+        )
+    return saved

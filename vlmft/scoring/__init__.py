@@ -1,0 +1,6 @@
+"""Text and answer become a number here; the same functions serve metrics and rewards. Imports no torch."""
+
+from vlmft.scoring.base import MetricSpec
+from vlmft.scoring.text import ExactMatch
+
+__all__ = ["ExactMatch", "MetricSpec"]

@@ -1,0 +1,189 @@
+"""What a run shows on the screen: its headline, the recipe's table, the result, a sweep's table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, proportion
+from vlmft.run_folder import RunFolder
+from vlmft.scoring import MetricSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from vlmft.config.sweep import JobRecord
+    from vlmft.data.check import CheckReport
+    from vlmft.evaluation.generate import Answer
+    from vlmft.recipes.table import ComponentRow
+    from vlmft.train import TrainConfig
+
+
+_WIDTH_WITHOUT_TERMINAL = 120
+
+
+def console(quiet: bool = False) -> "Console":
+    """Where a command prints. Paths and figures stay plain; a log file gets lines wide enough for the tables."""
+    from rich.console import Console
+
+    screen = Console(quiet=quiet, highlight=False, soft_wrap=True)
+    if not screen.is_terminal:
+        screen.width = _WIDTH_WITHOUT_TERMINAL
+    return screen
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of the base and the tuned model on the same held-out samples."""
+
+    metric: str
+    n: int
+    tuned: Interval
+    base: Interval | None
+    p_value: float | None
+    """Exact McNemar, two-sided; None without a base, or where the metric is more than right or wrong."""
+
+
+def compare(
+    base: "Sequence[Answer] | None", tuned: "Sequence[Answer]", metrics: Mapping[str, MetricSpec]
+) -> list[Comparison]:
+    """Compare the answers of two models to the same samples, metric by metric."""
+    comparisons = []
+    for metric, spec in metrics.items():
+        scores = [answer.scores[metric] for answer in tuned]
+        before = [answer.scores[metric] for answer in base] if base else None
+        interval = _accuracy if spec.is_binary else mean_interval
+        comparisons.append(
+            Comparison(
+                metric=metric,
+                n=len(scores),
+                tuned=interval(scores),
+                base=interval(before) if before else None,
+                p_value=mcnemar_exact([s == 1 for s in before], [s == 1 for s in scores])
+                if before and spec.is_binary
+                else None,
+            )
+        )
+    return comparisons
+
+
+def _accuracy(scores: Sequence[float]) -> Interval:
+    return proportion(round(sum(scores)), len(scores))
+
+
+def as_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
+    """The `eval` part of result.json."""
+    result: dict[str, Any] = {"tuned": {c.metric: c.tuned.value for c in comparisons}}
+    if any(c.base for c in comparisons):
+        result["base"] = {c.metric: c.base.value for c in comparisons if c.base}
+    result["intervals"] = {
+        name: {c.metric: [i.low, i.high] for c in comparisons if (i := getattr(c, name)) is not None}
+        for name in ("base", "tuned")
+    }
+    result["n"] = comparisons[0].n
+    result["p_value"] = comparisons[0].p_value
+    return result
+
+
+def check_line(report: "CheckReport") -> str:
+    """How much of the data has been looked at, and what was left out."""
+    rest = "" if report.complete else "; the rest is checked as it is read (check_s= gives the check more time)"
+    bad = f", {len(report.problems)} of them bad and to be left out" if report.problems else ""
+    lines = [f"checked  {report.checked} of {report.total} samples{bad}{rest}"]
+    return "\n".join([*lines, *(f"         {problem}" for problem in report.problems)])
+
+
+def headline(config: "TrainConfig", folder: RunFolder, plan: object, held_out: int) -> str:
+    """The run in four lines; derived numbers are shown as arithmetic."""
+    entries = (f"{name} x {spec.visits:g}" if spec.visits != 1 else name for name, spec in config.dataset.items())
+    judged = str(held_out) if held_out else "nothing (holdout=0.05 or eval_dataset= would tell whether it got better)"
+    return (
+        f"run      {folder.path}\n"
+        f"model    {type(config.model).__name__}, {config.model.folder()}, {config.precision}\n"
+        f"data     {' + '.join(entries)}; held out: {judged}\n"
+        f"steps    {plan}"
+    )
+
+
+def recipe_table(rows: "Sequence[ComponentRow]", unreached: Sequence[str]) -> "Table":
+    """Policy, parameters and rates of each component, and what no gradient reaches."""
+    from rich.table import Table
+
+    table = Table(title="what trains", title_justify="left")
+    table.add_column("component")
+    table.add_column("policy")
+    for column in ("parameters", "trainable", "precision", "learning rate", "memory*"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        rate = f"{row.lr:.1e}" if row.trainable else "-"
+        memory = format_bytes(row.memory_bytes)
+        table.add_row(
+            row.component, row.policy, f"{row.parameters:,}", f"{row.trainable:,}", row.precision, rate, memory
+        )
+    parameters, trainable = sum(row.parameters for row in rows), sum(row.trainable for row in rows)
+    share = f"{trainable:,} ({trainable / parameters:.2%})"
+    table.add_row("all", "", f"{parameters:,}", share, "", "", format_bytes(sum(row.memory_bytes for row in rows)))
+    table.caption = "* weights, gradients and optimiser state; without activations"
+    if unreached:
+        table.caption += f"\nno gradient reaches {len(unreached)} trained weights, now frozen: {', '.join(unreached)}"
+    table.caption_justify = "left"
+    return table
+
+
+def result_table(comparisons: Sequence[Comparison], folder: RunFolder) -> "Table":
+    """Base against tuned, and where the files are."""
+    from rich.table import Table
+
+    table = Table(title="held-out samples, 95 % intervals", title_justify="left", caption_justify="left")
+    for column in ("", "base", "tuned", "p (McNemar)", "n"):
+        table.add_column(column, justify="left" if not column else "right")
+    for c in comparisons:
+        p_value = "-" if c.p_value is None else f"{c.p_value:.2g}"
+        table.add_row(c.metric, _interval(c.base), _interval(c.tuned), p_value, str(c.n))
+    table.caption = f"tuned model  {folder.final}\nanswers      {folder.predictions}\nmetrics      {folder.metrics}"
+    return table
+
+
+def _interval(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def format_bytes(count: float) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    raise AssertionError
+
+
+def print_sweep(folder: Path, records: "list[JobRecord]") -> None:
+    """One table at a sweep's end: what each job chose, how it ended and what it scored."""
+    from rich.table import Table
+
+    table = Table(title=f"sweep {folder}", title_justify="left")
+    for column in ("job", "choices", "state", "loss", "base", "tuned", "seconds"):
+        table.add_column(column, justify="left" if column in ("choices", "state") else "right")
+    shared = set.intersection(*(set(record.overrides) for record in records)) if len(records) > 1 else set()
+    for record in records:
+        result = RunFolder(record.run_dir).read_result()
+        scores = result.get("eval", {})
+        state = result.get("state", "failed")
+        reason = (result.get("reason") or f"exit code {record.exit_code}").splitlines()[0]
+        table.add_row(
+            str(record.number),
+            " ".join(override for override in record.overrides if override not in shared),
+            state if record.exit_code == 0 else f"{state}: {reason}",
+            _figure(result.get("train", {}), "loss"),
+            _figure(scores.get("base", {})),
+            _figure(scores.get("tuned", {})),
+            f"{result['seconds']:.0f}" if "seconds" in result else "-",
+        )
+    console().print(table)
+
+
+def _figure(values: Mapping[str, float], key: str | None = None) -> str:
+    """A value by name, or the first one; a dash where there is none."""
+    found = values.get(key) if key else next(iter(values.values()), None)
+    return "-" if found is None else f"{found:.3f}"

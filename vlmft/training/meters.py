@@ -1,0 +1,78 @@
+"""What a training step came to, and rates over the steps since the last log line."""
+
+import time
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """One optimiser step, over all ranks."""
+
+    supervised_tokens: int
+    tokens: int
+    image_tokens: int
+    samples: int
+    most_micro_batches: int
+    """On the rank that needs most."""
+
+
+@dataclass
+class Progress:
+    """The steps since the last log line, summed; part of a checkpoint, so that a resumed run logs the same line."""
+
+    steps: int = 0
+    loss: float = 0.0
+    supervised_tokens: int = 0
+    tokens: int = 0
+    image_tokens: int = 0
+    samples: int = 0
+    slots: int = 0
+    """Token places on this rank, padding included."""
+    filled: int = 0
+    micro_batches: int = 0
+    """The most that a step took."""
+
+
+class Meters:
+    """Collects steps and turns them into the figures of a log line."""
+
+    def __init__(self) -> None:
+        self.progress = Progress()
+        self._since = time.perf_counter()
+
+    def restart(self) -> None:
+        """Measure from now: what came before (loading, evaluation) is not training time."""
+        self._since = time.perf_counter()
+
+    def resume(self, progress: Progress) -> None:
+        """Go on from a checkpoint's progress."""
+        self.progress = progress
+        self.restart()
+
+    def add(self, totals: StepTotals, filled: int, slots: int, loss: float) -> None:
+        """Count a step; `filled` of its `slots` token places on this rank held no padding."""
+        now = self.progress
+        now.steps += 1
+        now.loss += loss
+        now.supervised_tokens += totals.supervised_tokens
+        now.tokens += totals.tokens
+        now.image_tokens += totals.image_tokens
+        now.samples += totals.samples
+        now.slots += slots
+        now.filled += filled
+        now.micro_batches = max(now.micro_batches, totals.most_micro_batches)
+
+    def read(self) -> dict[str, float]:
+        """Mean loss, rates and shares since the last reading, which starts the next."""
+        now = time.perf_counter()
+        seconds = max(now - self._since, 1e-9)
+        done, self.progress, self._since = self.progress, Progress(), now
+        return {
+            "loss": done.loss / max(done.steps, 1),
+            "samples_per_s": done.samples / seconds,
+            "tokens_per_s": done.tokens / seconds,
+            "image_tokens_per_s": done.image_tokens / seconds,
+            "supervised_tokens_per_s": done.supervised_tokens / seconds,
+            "padding": 1 - done.filled / done.slots if done.slots else 0.0,
+            "micro_batches": done.micro_batches,
+        }

@@ -1,0 +1,90 @@
+"""Optimisers. Each builds itself from the groups that the recipe makes."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BeforeValidator, Field
+
+from vlmft.config.spec import Spec
+from vlmft.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+Groups = list[dict[str, Any]]
+
+
+class OptimSpec(Spec, abstract=True):
+    """An optimiser with its schedule."""
+
+    lr: float = Field(gt=0, description="peak learning rate; a component's own is this times its lr_factor")
+    weight_decay: float = Field(ge=0, description="on matrices; biases, norms and other vectors take none")
+    max_grad_norm: float = Field(gt=0, description="gradients are scaled down to this norm")
+    schedule: str = Field(description="a name of transformers' schedulers: cosine, linear, constant_with_warmup, ...")
+    # null in conf/, since the command line may not add keys to an empty mapping there.
+    schedule_options: Annotated[Mapping[str, Any], BeforeValidator(lambda given: {} if given is None else given)] = (
+        Field(description="further arguments of that schedule, such as min_lr_rate")
+    )
+    warmup: float = Field(ge=0, lt=1, description="share of the steps in which the rate rises to its peak")
+
+    def build(self, groups: Groups) -> "torch.optim.Optimizer":
+        """The optimiser over `groups` (each with its own `lr` and `weight_decay`)."""
+        raise NotImplementedError
+
+    def state_bytes(self, parameters: int) -> int:
+        """Memory of the optimiser's state for this many trained parameters, in bytes."""
+        raise NotImplementedError
+
+
+class AdamW(OptimSpec):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused where torch has the kernel."""
+
+    betas: tuple[float, float] = Field(description="decay of the two moments")
+    eps: float = Field(gt=0, description="added to the root of the second moment")
+
+    def build(self, groups: Groups) -> "torch.optim.Optimizer":
+        """See `OptimSpec`."""
+        import torch
+
+        return torch.optim.AdamW(groups, betas=self.betas, eps=self.eps, fused=True)
+
+    def state_bytes(self, parameters: int) -> int:
+        """See `OptimSpec`: two float32 moments."""
+        return 8 * parameters
+
+
+class AdamW8bit(OptimSpec):
+    """AdamW with both moments in 8 bits, by blocks (Dettmers et al. 2022, arXiv:2110.02861). Needs bitsandbytes."""
+
+    betas: tuple[float, float] = Field(description="decay of the two moments")
+    eps: float = Field(gt=0, description="added to the root of the second moment")
+
+    def build(self, groups: Groups) -> "torch.optim.Optimizer":
+        """See `OptimSpec`.
+
+        Raises:
+            ConfigError: bitsandbytes is not installed.
+        """
+        try:
+            from bitsandbytes.optim import AdamW8bit as Implementation
+        except ImportError as error:
+            raise ConfigError(f"optim=adamw_8bit needs bitsandbytes ({error}): pip install 'vlmft[quant]'") from None
+        return Implementation(groups, betas=self.betas, eps=self.eps)
+
+    def state_bytes(self, parameters: int) -> int:
+        """See `OptimSpec`: two 8-bit moments. Tensors under 4,096 values keep float32 and are not counted apart."""
+        return 2 * parameters
+
+
+class Adafactor(OptimSpec):
+    """Adafactor with factored second moments and no first (Shazeer & Stern 2018, arXiv:1804.04235), at a given rate."""
+
+    def build(self, groups: Groups) -> "torch.optim.Optimizer":
+        """See `OptimSpec`."""
+        from transformers.optimization import Adafactor as Implementation
+
+        return Implementation(groups, scale_parameter=False, relative_step=False, warmup_init=False)
+
+    def state_bytes(self, parameters: int) -> int:
+        """See `OptimSpec`: a row and a column a matrix, nothing beside the weights."""
+        return 0

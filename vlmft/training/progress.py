@@ -1,0 +1,56 @@
+"""The progress bar, or a line now and then where there is no terminal."""
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY_S = 10.0
+
+
+class TrainingProgress:
+    """Shows loss, learning rate, samples/s and supervised tokens/s of a run of `num_steps` steps."""
+
+    def __init__(self, num_steps: int, console: Console) -> None:
+        self.num_steps = num_steps
+        self.console = console
+        self._last_line = time.monotonic()
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("training", total=num_steps, figures="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, figures: dict[str, float]) -> None:
+        """Show one log line of the trainer; lines without a loss are passed over."""
+        if "loss" not in figures:
+            return
+        step = int(figures["step"])
+        text = (
+            f"loss {figures['loss']:.4f}  lr {figures['learning_rate']:.2e}  {figures['samples_per_s']:.1f} samples/s  "
+            f"{figures['supervised_tokens_per_s']:.0f} supervised tokens/s"
+        )
+        self._bar.update(self._task, completed=step, figures=text)
+        if not self.console.is_terminal and (
+            step == self.num_steps or time.monotonic() - self._last_line >= _LINE_EVERY_S
+        ):
+            self._last_line = time.monotonic()
+            self.console.print(f"step {step}/{self.num_steps}  {text}")

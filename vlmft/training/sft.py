@@ -1,0 +1,251 @@
+"""Supervised fine-tuning on transformers' Trainer.
+
+The seam: Trainer sees a loader whose every item is one optimiser step, and gradient_accumulation_steps = 1. The cut
+into micro-batches happens inside `training_step`, which may make as many as a step needs. accelerate's sync flag says
+which of them is the last, for DDP (`no_sync`) as for DeepSpeed (its accumulation boundary).
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import gather_object
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from vlmft.encoding.batching import BatchingSpec
+from vlmft.encoding.collate import Collator
+from vlmft.errors import ConfigError, DataError, NumericError
+from vlmft.training.loss import supervised_loss
+from vlmft.training.meters import Meters, StepTotals
+from vlmft.training.optim import OptimSpec
+from vlmft.training.ranks import world_size
+from vlmft.training.steps import Step, StepLoader
+from vlmft.training.stop import StopRequest
+
+
+@dataclass
+class Parts:
+    """What the trainer needs beside transformers' arguments."""
+
+    loader: StepLoader
+    collator: Collator
+    batching: BatchingSpec
+    optim: OptimSpec
+    groups: Callable[[Any], list[dict[str, Any]]]
+    max_bad_samples: int = 0
+    stop: StopRequest = field(default_factory=StopRequest)
+    on_log: Callable[[dict[str, Any]], None] | None = None
+    """Takes each line of figures, and a line for each sample that is left out."""
+
+
+class Saves(Protocol):
+    """What can save a trainer's whole state; `checkpoint.Checkpoints` does."""
+
+    def save(self) -> None:
+        """Save the state after the current step."""
+
+
+class SftTrainer(Trainer):
+    """transformers' Trainer with vlmft's step, loss, optimiser groups and meters."""
+
+    optimizer: Any
+
+    def __init__(self, model: Any, args: TrainingArguments, parts: Parts, callbacks: list[TrainerCallback]) -> None:
+        super().__init__(model=model, args=args, callbacks=callbacks)
+        self.remove_callback(PrinterCallback)
+        self.parts = parts
+        self.meters = Meters()
+        self.last_figures: dict[str, float] = {}
+        self.step_ids = ""
+        """The samples of the step under way, on this rank."""
+        self.bad_samples: dict[str, str] = {}
+        """The samples left out so far, on any rank: id -> reason."""
+        self.checkpoints: Saves | None = None
+        """Where a run that is asked to stop saves itself."""
+        self.judge: Callable[[], None] | None = None
+        """What a callback that sets `control.should_evaluate` wants done; after the step's figures, before a save."""
+        self._check_distribution()
+
+    def _check_distribution(self) -> None:
+        """accelerate falls back to a single process in silence; a run on the wrong number of ranks must not start."""
+        if self.accelerator.num_processes != world_size():
+            raise ConfigError(
+                f"{world_size()} ranks were asked for, accelerate runs on {self.accelerator.num_processes} "
+                f"({self.accelerator.distributed_type}); unset the ACCELERATE_* variables of the environment"
+            )
+
+    def get_train_dataloader(self) -> Any:
+        """One item a step; already this rank's share, so accelerate has nothing to split."""
+        return self.parts.loader
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The chosen optimiser over the recipe's groups."""
+        if self.optimizer is None:
+            self.optimizer = self.parts.optim.build(self.parts.groups(self.model))
+        return self.optimizer
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
+        """Nothing to count here: `training_step` knows the step's supervised tokens."""
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Not counted: transformers' figure ignores pictures and frozen parts."""
+        return 0
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """All micro-batches of one step: forward and backward. Returns the loss, the same on every rank."""
+        step: Step = inputs
+        self.step_ids = _ids(step)
+        if not model.training:  # the walk through all modules costs 0.15 ms even on a tiny model
+            model.train()
+        lengths = [sample.num_tokens for sample in step.samples]
+        totals = self._agree(step, lengths)
+        cuts = self.parts.batching.micro_batches(lengths, at_least=totals.most_micro_batches)
+        loss = torch.zeros((), device=self.args.device)
+        slots = 0
+        for number, indices in enumerate(cuts):
+            batch = self.parts.collator([step.samples[i] for i in indices]).to(self.args.device)
+            slots += batch.labels.numel()
+            last = number == len(cuts) - 1
+            self.accelerator.gradient_state._set_sync_gradients(last)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                inputs = self.parts.collator.family.model_inputs(self.parts.collator.processor, batch.inputs)
+                part = supervised_loss(model, inputs, batch.labels) / totals.supervised_tokens
+                # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
+                self.accelerator.backward(part * self.accelerator.num_processes)
+                loss += part.detach()
+        loss = self._total_loss(loss)
+        self.meters.add(totals, filled=sum(lengths), slots=slots, loss=float(loss))
+        return loss
+
+    def _agree(self, step: Step, lengths: list[int]) -> StepTotals:
+        """Sum over the ranks what all must know before the step; stop, or refuse bad samples, on all alike."""
+        new = {name: reason for name, reason in step.bad.items() if name not in self.bad_samples}
+        stop = self.parts.stop
+        local = torch.tensor(
+            [
+                sum(sample.num_supervised for sample in step.samples),
+                sum(lengths),
+                sum(sample.num_image_tokens for sample in step.samples),
+                len(lengths),
+                len(new),
+                bool(stop.reason),
+                stop.interrupted,
+                not lengths,
+            ],
+            dtype=torch.int64,
+            device=self.args.device,
+        )
+        supervised, tokens, image_tokens, samples, num_new, stopping, interrupted, idle_ranks = (
+            self.accelerator.reduce(local, "sum").tolist() if self.accelerator.num_processes > 1 else local.tolist()
+        )
+        if stopping:
+            stop.interrupted = bool(interrupted)
+            if self.checkpoints is not None:
+                self.checkpoints.save()
+            stop.stop_at(f"after step {self.state.global_step}")
+        if num_new:
+            self._leave_out(new)
+        if idle_ranks:
+            raise DataError(
+                f"step {self.state.global_step + 1}: no usable sample is left for {idle_ranks} of the ranks"
+            )
+        if not supervised:
+            raise NumericError(f"step {self.state.global_step + 1} has no supervised token; its samples: {_ids(step)}")
+        return StepTotals(
+            supervised_tokens=supervised,
+            tokens=tokens,
+            image_tokens=image_tokens,
+            samples=samples,
+            most_micro_batches=self._most_micro_batches(lengths),
+        )
+
+    def is_asked_to_stop(self) -> bool:
+        """Whether any rank has got a signal; called on all ranks alike."""
+        stop = self.parts.stop
+        heard = gather_object([(bool(stop.reason), stop.interrupted)])
+        stop.interrupted = any(interrupted for _, interrupted in heard)
+        return any(asked for asked, _ in heard)
+
+    def _leave_out(self, new: dict[str, str]) -> None:
+        """List samples that are met for the first time on some rank; called on all ranks alike."""
+        for share in gather_object([new]):
+            for sample_id, reason in share.items():
+                if sample_id not in self.bad_samples and self.parts.on_log is not None:
+                    self.parts.on_log({"step": self.state.global_step + 1, "bad_sample": sample_id, "reason": reason})
+                self.bad_samples[sample_id] = reason
+        if len(self.bad_samples) > self.parts.max_bad_samples:
+            count = f"{len(self.bad_samples)} bad samples, max_bad_samples={self.parts.max_bad_samples}"
+            raise DataError(*self.bad_samples.values(), count)
+
+    def _most_micro_batches(self, lengths: list[int]) -> int:
+        """The largest number of micro-batches on any rank: sharded weights need equally many passes everywhere."""
+        mine = len(self.parts.batching.micro_batches(lengths))
+        if self.accelerator.num_processes == 1:
+            return mine
+        counts = self.accelerator.gather(torch.tensor([mine], device=self.args.device))
+        return int(counts.max())
+
+    def _total_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """The step's loss over all ranks, checked before the weights are touched."""
+        own = float(loss)
+        if self.accelerator.num_processes > 1:
+            loss = self.accelerator.reduce(loss, "sum")
+        value = float(loss)
+        if not math.isfinite(value):
+            # Of several ranks, those whose own share is no number hold the samples to look at.
+            ids = self._ids_of_all_ranks(to_blame=not math.isfinite(own))
+            raise NumericError(
+                f"the loss of step {self.state.global_step + 1} is {value}; the weights were not updated. "
+                f"The samples: {ids}. Lower optim.lr, or look at these samples"
+            )
+        return loss
+
+    def _ids_of_all_ranks(self, to_blame: bool) -> str:
+        """The ids of the step's samples on the ranks that say `to_blame`; called on all ranks alike."""
+        return ", ".join(ids for ids in gather_object([self.step_ids if to_blame else ""]) if ids)
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        norm = super()._clip_grad_norm(model)
+        # fp16's scaler expects the odd overflow and skips that update by itself.
+        if self.args.fp16 is False and not math.isfinite(float(norm)):
+            raise NumericError(
+                f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}; the weights were not "
+                f"updated. The samples: {self._ids_of_all_ranks(to_blame=True)}. Lower optim.lr, or look at these "
+                "samples"
+            )
+        return norm
+
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Trainer's place for evaluating, between a step's figures and its checkpoint."""
+        if self.judge is not None:
+            self.judge()
+        return {}
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Trainer's place for saving, after a step's figures are logged; `Checkpoints` asks for it."""
+        if self.checkpoints is not None:
+            self.checkpoints.save()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the meters since the last line, then hand on to transformers' trackers and to `on_log`."""
+        if "loss" not in logs:  # transformers' own summary at the end, counted in its terms
+            return
+        plan = self.parts.loader.dataset.plan
+        logs = logs | self.meters.read() | {"bad_samples": len(self.bad_samples)}
+        logs["pass"] = self.state.global_step * plan.global_batch_size / plan.num_samples
+        self.last_figures = logs
+        self.report(logs)
+
+    def report(self, values: dict[str, float]) -> None:
+        """Hand a line of figures to transformers' trackers and to `on_log`."""
+        super().log(dict(values))
+        self.state.log_history.clear()  # Trainer would keep every line in memory; metrics.jsonl has them
+        if self.parts.on_log is not None:
+            self.parts.on_log({"step": self.state.global_step} | values)
+
+
+def _ids(step: Step) -> str:
+    return ", ".join(sample.id for sample in step.samples)

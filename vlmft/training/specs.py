@@ -1,0 +1,41 @@
+"""The choices of a training run that need no code of their own: trainer, strategy, logger."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from vlmft.config.spec import Spec
+
+
+class TrainerSpec(Spec, abstract=True):
+    """How long a run trains and what it does beside."""
+
+    epochs: float = Field(gt=0, description="passes over the training data; the last step is filled from the next pass")
+    max_steps: int | None = Field(ge=1, description="optimiser steps; where set, `epochs` is not used")
+    num_workers: int = Field(ge=0, description="loader processes a rank; 0 encodes in the training process")
+    gradient_checkpointing: bool = Field(
+        description="keep no activations inside blocks, recompute them: less memory, slower"
+    )
+    save_every: int | None = Field(ge=1, description="steps between two checkpoints; null: only when asked to stop")
+    keep: int = Field(ge=1, description="how many of the newest checkpoints stay")
+    log_every: int = Field(ge=1, description="steps between two lines of metrics.jsonl")
+
+
+class Sft(TrainerSpec):
+    """Supervised fine-tuning: every assistant turn of every conversation is learned."""
+
+
+class Strategy(Spec):
+    """The ranks of this machine and what they run on."""
+
+    ranks: int | Literal["auto"] = Field(description="processes started here; auto: one a GPU, or one on the CPU")
+    device: Literal["auto", "cuda", "cpu"] = Field(description="auto: cuda where there is one, else cpu")
+    shutdown_timeout_s: float = Field(gt=0, description="seconds that ranks get to end after a signal, before SIGKILL")
+
+
+class Logger(Spec):
+    """Where metrics go beside metrics.jsonl, which is always written."""
+
+    report_to: tuple[str, ...] = Field(
+        description="names that transformers' Trainer knows: tensorboard, wandb, mlflow, ..."
+    )

@@ -1,0 +1,139 @@
+"""What every rank runs: `python -m vlmft.worker <run folder>`, started by the driver. `work` is the story of a run."""
+
+import contextlib
+import errno
+import signal
+import sys
+import traceback
+from typing import Any, NoReturn
+
+from vlmft import lock, outlet
+from vlmft.errors import InterruptedRunError, OutOfMemoryError, StorageError, VlmftError
+from vlmft.launch import bind_to_parent
+from vlmft.run_folder import RunFolder
+from vlmft.training.ranks import rank, world_size
+from vlmft.training.stop import StopRequest
+
+
+def main() -> NoReturn:
+    """Entry of a rank that the driver started."""
+    bind_to_parent()
+    sys.exit(run_rank(RunFolder.open(sys.argv[1])))
+
+
+def run_rank(folder: RunFolder) -> int:
+    """Carry out one rank's part of the run; return the exit code. Rank 0 says in result.json how it ended."""
+    outlet.install()
+    stop = StopRequest()
+    stop.install()
+    try:
+        with lock.held(folder.path, lock.RANK) if rank() == 0 else contextlib.nullcontext():
+            work(folder, stop)
+        return 0
+    except BaseException as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise once more for a dead loader process
+        known = classify(error)
+        if known is None:
+            traceback.print_exc()
+            code, reason = 1, f"{type(error).__name__}: {error}"
+        else:
+            code, reason = known.exit_code, str(known)
+            lead = "error: " if world_size() == 1 else f"error: rank {rank()}: "
+            sys.stderr.write("".join(f"{lead}{line}\n" for line in reason.splitlines()))
+        if rank() == 0:
+            try:
+                folder.finish(code, reason)
+            except StorageError as full:
+                sys.stderr.write(f"error: {full}\n")
+        return code
+
+
+def classify(error: BaseException) -> VlmftError | None:
+    """What an error means to the user; None where it is a fault of the program."""
+    if isinstance(error, VlmftError):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        return InterruptedRunError("interrupted")
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+        return OutOfMemoryError(
+            f"{error}",
+            "change, in order of effect: batching.max_tokens (lower), trainer.gradient_checkpointing=true, "
+            "model.max_pixels (lower), recipe=lora_llm, optim=adamw_8bit",
+        )
+    if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):
+        return VlmftError(
+            f"{str(error).splitlines()[0].strip()}",
+            "a loader process that is killed has mostly used up the machine's memory: lower trainer.num_workers; "
+            "the same command goes on from the last checkpoint",
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+        return StorageError(f"{error.filename or 'a file of the run'} cannot be written: {error.strerror}")
+    return None
+
+
+def work(folder: RunFolder, stop: StopRequest) -> None:
+    """One run, from its config to its table."""
+    from vlmft import assembly, summary
+    from vlmft.config.app import load_config
+    from vlmft.recipes.apply import apply_recipe
+    from vlmft.recipes.dtypes import compute_in, torch_dtype
+    from vlmft.recipes.saved import hash_weights, save
+    from vlmft.recipes.table import component_rows
+    from vlmft.train import TrainConfig
+
+    console = summary.console(quiet=rank() != 0)
+    assembly.quiet_libraries()
+    config = load_config(folder.config, TrainConfig)
+    family, recipe, precision = config.model, config.recipe, config.precision
+
+    family.folder()  # before the ranks know of each other: transformers then writes a tiny model on rank 0 alone
+    data = assembly.open_data(config)
+    plan = assembly.plan_steps(config, data)
+    args = assembly.training_arguments(config, folder, plan)
+    trackers = assembly.trackers(config, folder)
+    processor = family.load_processor()
+    encoder, collator = assembly.encoding(config, processor)
+    assembly.check_encoding(config, data, encoder)
+    evaluator = assembly.evaluator(config, data, encoder, collator, stop)
+    console.print(summary.headline(config, folder, plan, len(evaluator.samples) if evaluator else 0))
+
+    base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
+    assembly.seed_everything(config.seed)
+    model = apply_recipe(family.load_model(args.device), recipe, family, torch_dtype(precision))
+    compute_in(model, torch_dtype(precision), args.device)
+    unreached = assembly.probe(model, encoder, collator, args.device)
+    rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)
+    console.print(summary.recipe_table(rows, unreached))
+    if rank() == 0:
+        folder.write_environment(assembly.describe_device(args.device))
+
+    start = assembly.checkpoint_to_start_from(config, folder)
+    base = assembly.base_answers(evaluator, model, folder, resumed=start is not None)
+    if start:
+        console.print(f"resumed  {start.folder}")
+    parts = (model, args, encoder, collator, data, plan, trackers, stop, console, start)
+    with assembly.sft_trainer(config, folder, *parts) as trainer:
+        if evaluator and evaluator.spec.every_steps:
+            assembly.evaluate_every(evaluator, trainer, folder, evaluator.spec.every_steps)
+        stop.obey()
+        stop.deferred = True
+        trainer.train()
+        stop.deferred = False
+        result: dict[str, Any] = {"steps": plan.num_steps, "train": trainer.last_figures}
+        if rank() == 0:
+            provenance = assembly.provenance(folder, data)
+            save(folder.final, model, processor, family, recipe, precision, base_sha256, unreached, provenance)
+        if evaluator:
+            comparisons = summary.compare(base, assembly.answer(evaluator, model, folder, "tuned"), config.metric)
+            result["eval"] = summary.as_result(comparisons)
+            trainer.report({f"eval/{c.metric}": c.tuned.value for c in comparisons})
+            console.print(summary.result_table(comparisons, folder))
+        else:
+            console.print(f"tuned model  {folder.final}")
+    if rank() == 0:
+        folder.finish(0, "done", **result)
+    assembly.leave_process_group()
+
+
+if __name__ == "__main__":
+    main()
