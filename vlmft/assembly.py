@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlmft.data.run_data import RunData, open_run_data
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
+from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
 from vlmft.evaluation import Generate
 from vlmft.run_folder import RunFolder
@@ -99,7 +100,8 @@ def trackers(config: "TrainConfig", folder: RunFolder) -> "list[TrainerCallback]
 
 def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
     """Encoder and collator of the checkpoint."""
-    encoder = Encoder(config.model, processor, config.batching.max_tokens)
+    limit = TimeLimit(config.sample_timeout_s)
+    encoder = Encoder(config.model, processor, config.batching.max_tokens, limit)
     return encoder, Collator(config.model, processor)
 
 

@@ -37,9 +37,17 @@ class DataError(VlmftError):
 
 
 class NumericError(VlmftError):
-    """The loss is no longer a finite number; raised before the weights are updated."""
+    """A step has no loss, or its loss or gradients are no finite numbers; raised before the weights are updated.
+
+    `step` and `samples` (the ids of what it was trained on) let a caller keep them for whoever looks for the cause.
+    """
 
     exit_code = 3
+
+    def __init__(self, problem: str, *, step: int, samples: Iterable[str]) -> None:
+        super().__init__(problem)
+        self.step = step
+        self.samples = tuple(samples)
 
 
 class OutOfMemoryError(VlmftError):

@@ -31,6 +31,7 @@ _FREE = (
     "check_s",
     "logger",
     "max_bad_samples",
+    "sample_timeout_s",
     "strategy.shutdown_timeout_s",
     "trainer.num_workers",
     "trainer.log_every",

@@ -3,6 +3,7 @@
 config.yaml        what was chosen, resolved except for references to the environment
 environment.json   versions, commit, device
 metrics.jsonl      one JSON object a line
+bad_step.json      where a step's numbers were none: {step, reason, samples}
 checkpoints/  final/  predictions/  tb/
 result.json        state, exit_code, reason, steps, seconds, train {...},
                    eval {base {metric: value}, tuned {metric: value}, p_value}
@@ -24,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vlmft.errors import ConfigError, InterruptedRunError, PreemptedError, StorageError
+from vlmft.errors import ConfigError, InterruptedRunError, NumericError, PreemptedError, StorageError
 
 RUNNING, DONE, FAILED, STOPPED, PREEMPTED = "running", "done", "failed", "stopped", "preempted"
 PACKAGES = [
@@ -69,6 +70,7 @@ class RunFolder:
         self.final = path / "final"
         self.predictions = path / "predictions"
         self.tb = path / "tb"
+        self.bad_step = path / "bad_step.json"
         self.result = path / "result.json"
 
     @classmethod
@@ -214,6 +216,10 @@ class RunFolder:
             "device": None if device is None else dict(device),
         }
         _write_json(self.environment, environment)
+
+    def write_bad_step(self, error: NumericError) -> None:
+        """Keep which samples the step was made of whose numbers were none. Raises `StorageError` where that fails."""
+        _write_json(self.bad_step, {"step": error.step, "reason": str(error), "samples": list(error.samples)})
 
     def replace_config(self, config_text: str) -> None:
         """Put another config.yaml in place, for a run that is continued. Raises `StorageError` where that fails."""

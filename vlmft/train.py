@@ -44,6 +44,7 @@ class TrainConfig(Spec):
     global_batch_size: int = Field(ge=1, description="samples in one optimiser step, over all ranks")
     holdout: float = Field(ge=0, lt=1, description="share of each training entry that is held out")
     max_bad_samples: int = Field(ge=0, description="samples that may be left out, counted and listed")
+    sample_timeout_s: float = Field(gt=0, description="seconds to read and decode one sample in; after that it is bad")
     resume: str = Field(min_length=1, description="auto, none, or the path of a checkpoint")
     resume_allow: tuple[str, ...] = Field(description="keys that may differ from the run that is continued")
     check_s: float = Field(ge=0, description="seconds given to checking the data before any weight is loaded")

@@ -8,7 +8,7 @@ import traceback
 from typing import Any, NoReturn
 
 from vlmft import lock, outlet
-from vlmft.errors import InterruptedRunError, OutOfMemoryError, StorageError, VlmftError
+from vlmft.errors import InterruptedRunError, NumericError, OutOfMemoryError, StorageError, VlmftError
 from vlmft.launch import bind_to_parent
 from vlmft.run_folder import RunFolder
 from vlmft.training.ranks import rank, world_size
@@ -42,6 +42,8 @@ def run_rank(folder: RunFolder) -> int:
             sys.stderr.write("".join(f"{lead}{line}\n" for line in reason.splitlines()))
         if rank() == 0:
             try:
+                if isinstance(error, NumericError):
+                    folder.write_bad_step(error)
                 folder.finish(code, reason)
             except StorageError as full:
                 sys.stderr.write(f"error: {full}\n")

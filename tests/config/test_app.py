@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from vlmft.config.app import Composition, load_config
-from vlmft.errors import ConfigError, NumericError
+from vlmft.errors import ConfigError, OutOfMemoryError
 
 from .conftest import Main, Typed, write
 
@@ -128,11 +128,11 @@ def test_a_bad_option_file_is_named(typed: Run, home: Path, text: str, error: st
 
 
 def test_what_the_job_raises_ends_the_command(typed: Run) -> None:
-    def diverged(specs: Main, composition: Composition) -> int:
-        raise NumericError("step 3: the loss is nan", "lower optim.lr")
+    def out_of_memory(specs: Main, composition: Composition) -> int:
+        raise OutOfMemoryError("the device is full", "lower batching.max_tokens")
 
-    result = typed(job=diverged)
-    assert (result.code, result.err) == (3, "error: step 3: the loss is nan\nerror: lower optim.lr\n")
+    result = typed(job=out_of_memory)
+    assert (result.code, result.err) == (4, "error: the device is full\nerror: lower batching.max_tokens\n")
 
     def broken(specs: Main, composition: Composition) -> int:
         raise KeyError("oops")

@@ -131,7 +131,8 @@ def test_both_ranks_see_text_only_steps(home: Path) -> None:
     from tests.support import compose, encoding
     from vlmft.data import LLaVADataset
     from vlmft.data.mixture import Mixture, MixturePart
-    from vlmft.training.steps import Step, StepDataset, StepPlan
+    from vlmft.encoding.loading import EncodedGroup
+    from vlmft.training.steps import StepDataset, StepPlan
 
     source = LLaVADataset(data_path=home / "data" / "dataset.json").open("mine")
     mixture = Mixture([MixturePart(source, 1, range(len(source)))], compose().seed)
@@ -139,7 +140,7 @@ def test_both_ranks_see_text_only_steps(home: Path) -> None:
     pictures = []
     for step in range(6):
         shares = [StepDataset(mixture, encoding()[0], plan, rank)[step] for rank in (0, 1)]
-        assert all(isinstance(share, Step) for share in shares)
+        assert all(isinstance(share, EncodedGroup) for share in shares)
         pictures.append(tuple(sum(len(s.media) for s in share.samples) for share in shares))  # type: ignore[union-attr]
     assert any(0 in pair and max(pair) > 0 for pair in pictures), pictures
     assert torch.tensor(pictures).max() == 2

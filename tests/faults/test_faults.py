@@ -1,5 +1,6 @@
 """Numbers that are none, memory and disk used up, killed helpers, readers that have gone."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.conftest import copy_checkpoint, losses, read_result
+from tests.e2e.conftest import copy_checkpoint, losses, read_lines, read_result
 from tests.faults.conftest import STEPS, Type, outcome
 from vlmft.training import commit
 
@@ -29,9 +30,12 @@ def test_a_loss_that_is_no_number(type_: Type, work: Path) -> None:
     code, err = driver.ended()
     assert code == 3, err
     assert outcome(work / "run") == ("failed", 3)
+    bad_step = json.loads((work / "run" / "bad_step.json").read_text())
     reason = read_result(work / "run")["reason"]
     assert reason.startswith("the loss of step 1 is nan; the weights were not updated. The samples: shapes/")
     assert f"error: {reason}" in err
+    assert (bad_step["step"], bad_step["reason"], len(bad_step["samples"])) == (1, reason, 2)
+    assert all(sample_id.startswith("shapes/") and sample_id in reason for sample_id in bad_step["samples"])
     assert not (work / "run" / "checkpoints").exists() and not (work / "run" / "final").exists()
 
 
@@ -105,6 +109,37 @@ def test_a_loader_process_that_is_killed(type_: Type, work: Path) -> None:
     assert first == f"DataLoader worker (pid {loader.pid}) is killed by signal: Killed."
     assert hint.startswith("a loader process that is killed has mostly used up the machine's memory: lower")
     assert "Traceback" not in err
+
+
+def test_a_decoder_that_hangs(type_: Type, work: Path, injected: Injected) -> None:
+    """Its sample is a bad one, and the others are trained on; with no bad sample allowed the run ends there."""
+    hang = injected(
+        """
+        import threading
+        from vlmft.encoding import encoder
+        original = encoder.open_image
+
+        def open_image(path):
+            if path.name == "train-00007.png":
+                threading.Event().wait()
+            return original(path)
+
+        encoder.open_image = open_image
+        """
+    )
+    words = ("sample_timeout_s=1", "trainer.max_steps=32")  # every sample once
+    code, err = type_(*words, "max_bad_samples=1", **hang).ended()
+    assert code == 0, err
+    (bad,) = [line for line in read_lines(work / "run") if "bad_sample" in line]
+    assert bad["reason"] == (
+        f"{bad['bad_sample']}: was not read and decoded within 1 s; look at its files, "
+        "or raise sample_timeout_s where the storage is slow"
+    )
+    assert len(losses(work / "run")) == 32
+    code, err = type_(*words, "run.dir=strict", **hang).ended()
+    assert code == 2, err
+    assert outcome(work / "strict") == ("failed", 2)
+    assert read_result(work / "strict")["reason"] == bad["reason"] + "\n1 bad samples, max_bad_samples=0"
 
 
 @pytest.mark.slow

@@ -12,10 +12,11 @@ from safetensors.torch import save
 from tests.support import compose, encoding, with_recipe, write_llava
 from vlmft.data import LLaVADataset
 from vlmft.data.mixture import Mixture, MixturePart
+from vlmft.encoding.loading import EncodedGroup
 from vlmft.recipes.groups import parameter_groups
 from vlmft.training.arguments import training_arguments
 from vlmft.training.sft import Parts, SftTrainer
-from vlmft.training.steps import Step, StepDataset, StepLoader, StepPlan
+from vlmft.training.steps import StepDataset, StepLoader, StepPlan
 from vlmft.training.stop import StopRequest
 
 
@@ -31,17 +32,17 @@ class Bench:
     def model(self) -> Any:
         return self.trainer.model
 
-    def step(self, number: int = 0) -> Step:
+    def step(self, number: int = 0) -> EncodedGroup:
         """One step of the data, encoded."""
         step = self.steps[number]
-        assert isinstance(step, Step), step
+        assert isinstance(step, EncodedGroup), step
         return step
 
     def weights(self) -> bytes:
         """Every weight, to the bit."""
         return save({name: p.detach().clone() for name, p in self.model.named_parameters()})
 
-    def gradients(self, step: Step) -> tuple[float, dict[str, torch.Tensor]]:
+    def gradients(self, step: EncodedGroup) -> tuple[float, dict[str, torch.Tensor]]:
         """The loss of `step`, and the gradient that it leaves at each trained weight."""
         self.model.zero_grad(set_to_none=True)
         loss = float(self.trainer.training_step(self.model, step))

@@ -10,10 +10,10 @@ from transformers import TrainerCallback
 from tests.support import compose, literally
 from tests.training.conftest import Bench
 from vlmft.encoding.collate import Batch
+from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError, PreemptedError
 from vlmft.training import sft
 from vlmft.training.loss import supervised_loss
-from vlmft.training.steps import Step
 from vlmft.training.stop import StopRequest
 
 MakeBench = Callable[..., Bench]
@@ -103,9 +103,10 @@ class TestOneStep:
         for sample in step.samples:
             sample.supervised[1:] = False  # the first token has no prediction: it does not count
         before = made.weights()
-        with pytest.raises(NumericError, match="^step 1 has no supervised token; its samples: mine/") as caught:
+        with pytest.raises(NumericError, match="^step 1 has no supervised token. The samples: mine/") as caught:
             made.trainer.training_step(made.model, step)
         assert all(sample.id in str(caught.value) for sample in step.samples)
+        assert (caught.value.step, caught.value.samples) == (1, tuple(sample.id for sample in step.samples))
         assert made.weights() == before
 
 
@@ -210,7 +211,7 @@ class TestBadSamples:
         self.spoil(data_file)
         step = made.step()
         assert len(step.samples) == 4
-        kept = Step([sample for sample in whole.samples if sample.id not in ("mine/one", "mine/system")])
+        kept = EncodedGroup([sample for sample in whole.samples if sample.id not in ("mine/one", "mine/system")])
         assert made.gradients(step)[0] == pytest.approx(made.gradients(kept)[0], rel=1e-6)
 
     def test_a_step_with_no_good_sample_is_an_error(self, bench: MakeBench, data_file: Path) -> None:

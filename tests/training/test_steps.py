@@ -10,8 +10,9 @@ from vlmft.data import LLaVADataset
 from vlmft.data.mixture import Mixture, MixturePart
 from vlmft.data.problems import SampleError
 from vlmft.encoding.encoder import Encoder
+from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, VlmftError
-from vlmft.training.steps import Step, StepDataset, StepLoader, StepPlan
+from vlmft.training.steps import StepDataset, StepLoader, StepPlan
 
 
 def dataset(path: Path, plan: StepPlan, rank: int = 0, seed: int = 0, max_tokens: int | None = None) -> StepDataset:
@@ -20,8 +21,8 @@ def dataset(path: Path, plan: StepPlan, rank: int = 0, seed: int = 0, max_tokens
     return StepDataset(mixture, encoding(max_tokens)[0], plan, rank)
 
 
-def ids(step: Step | VlmftError) -> list[str]:
-    assert isinstance(step, Step), step
+def ids(step: EncodedGroup | VlmftError) -> list[str]:
+    assert isinstance(step, EncodedGroup), step
     return [sample.id for sample in step.samples]
 
 
@@ -96,7 +97,7 @@ class TestBadSamples:
     def test_are_missing_from_their_step_and_named(self, data_file: Path) -> None:
         (data_file.parent / "0.png").write_bytes(b"no picture")  # of the samples `one` and `system`
         step = dataset(data_file, StepPlan.derive(6, 6, 1, 1, 1))[0]
-        assert isinstance(step, Step)
+        assert isinstance(step, EncodedGroup)
         assert sorted(ids(step)) == ["mine/later", "mine/none", "mine/turns", "mine/two"]
         assert sorted(step.bad) == ["mine/one", "mine/system"]
         assert step.bad["mine/one"].startswith(f"mine/one ({data_file}:1, row 0): {data_file.parent}/0.png is no pict")
@@ -104,11 +105,11 @@ class TestBadSamples:
     def test_too_long_is_bad(self, data_file: Path) -> None:
         plan = StepPlan.derive(6, 6, 1, 1, 1)
         step = dataset(data_file, plan)[0]
-        assert isinstance(step, Step)
+        assert isinstance(step, EncodedGroup)
         lengths = {sample.id: sample.num_tokens for sample in step.samples}
         longest = max(lengths, key=lambda name: lengths[name])
         shorter = dataset(data_file, plan, max_tokens=lengths[longest] - 1)[0]
-        assert isinstance(shorter, Step)
+        assert isinstance(shorter, EncodedGroup)
         assert longest in shorter.bad
         assert f"{lengths[longest]} tokens" in shorter.bad[longest]
         assert f"exceed batching.max_tokens={lengths[longest] - 1}; raise it" in shorter.bad[longest]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlmft.data.media.image import image_size, open_image
 from vlmft.data.problems import naming_sample
 from vlmft.encoding.chat import ChatFormat
+from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
 from vlmft.models.spec import Media, ModelSpec
 from vlmft.types import Image, Sample
@@ -45,12 +46,20 @@ class Encoder:
         family: the checkpoint's family, which knows its pictures.
         processor: the checkpoint's processor.
         max_tokens: a sample of more tokens than this is refused; nothing is ever cut.
+        time_limit: of reading and encoding one sample, where samples are encoded in groups (`loading`).
     """
 
-    def __init__(self, family: ModelSpec, processor: Any, max_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        family: ModelSpec,
+        processor: Any,
+        max_tokens: int | None = None,
+        time_limit: TimeLimit | None = None,
+    ) -> None:
         self.family = family
         self.processor = processor
         self.max_tokens = max_tokens
+        self.time_limit = time_limit
         self.chat = ChatFormat(processor, processor.tokenizer)
         self._image_token_id = family.image_token_id(processor)
 

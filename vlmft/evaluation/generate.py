@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 import torch.distributed
-from torch.utils.data import DataLoader
 from transformers import GenerationConfig
 
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
-from vlmft.errors import VlmftError
+from vlmft.encoding.loading import EncodedGroup, encode_group, load
+from vlmft.errors import DataError, VlmftError
 from vlmft.evaluation.specs import Generate
 from vlmft.scoring import MetricSpec
 from vlmft.types import Sample
@@ -76,14 +76,11 @@ class Evaluator:
         model.eval()
         answers: dict[int, Answer] = {}
         try:
-            prompts: Any = _Prompts(self, batches)  # torch wants only these two methods of a dataset
-            loader: DataLoader[Any] = DataLoader(prompts, batch_size=None, num_workers=self.num_workers)
-            for indices, encoded in zip(batches, loader, strict=True):
-                if isinstance(encoded, VlmftError):
-                    raise encoded
+            for indices, group in zip(batches, load(_Prompts(self, batches), self.num_workers), strict=True):
+                DataError.raise_if(group.bad.values())  # a score over other samples would be another score
                 if self.between_batches is not None:
                     self.between_batches()
-                for index, text in zip(indices, self._generate(model, encoded), strict=True):
+                for index, text in zip(indices, self._generate(model, group.samples), strict=True):
                     answers[index] = self._scored(self.samples[index], text)
         finally:
             model.train(was_training)
@@ -132,7 +129,7 @@ class Evaluator:
 
 
 class _Prompts:
-    """Maps a batch's number to its encoded prompts, or to the error that stands in the way."""
+    """Maps a batch's number to its encoded prompts."""
 
     def __init__(self, evaluator: Evaluator, batches: Sequence[Sequence[int]]) -> None:
         self.encoder = evaluator.encoder
@@ -142,11 +139,13 @@ class _Prompts:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, number: int) -> list[Encoded] | VlmftError:
-        try:
-            return [self.encoder.encode_prompt(self.samples[index]) for index in self.batches[number]]
-        except VlmftError as error:
-            return error
+    def __getitem__(self, number: int) -> EncodedGroup | VlmftError:
+        return encode_group(
+            self.encoder,
+            [self.samples[index] for index in self.batches[number]],
+            encode=self.encoder.encode_prompt,
+            sample_id=lambda sample: sample.id,
+        )
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:

@@ -17,12 +17,13 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from vlmft.encoding.batching import BatchingSpec
 from vlmft.encoding.collate import Collator
+from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError
 from vlmft.training.loss import supervised_loss
 from vlmft.training.meters import Meters, StepTotals
 from vlmft.training.optim import OptimSpec
 from vlmft.training.ranks import world_size
-from vlmft.training.steps import Step, StepLoader
+from vlmft.training.steps import StepLoader
 from vlmft.training.stop import StopRequest
 
 
@@ -59,7 +60,7 @@ class SftTrainer(Trainer):
         self.parts = parts
         self.meters = Meters()
         self.last_figures: dict[str, float] = {}
-        self.step_ids = ""
+        self.step_ids: list[str] = []
         """The samples of the step under way, on this rank."""
         self.bad_samples: dict[str, str] = {}
         """The samples left out so far, on any rank: id -> reason."""
@@ -96,8 +97,8 @@ class SftTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """All micro-batches of one step: forward and backward. Returns the loss, the same on every rank."""
-        step: Step = inputs
-        self.step_ids = _ids(step)
+        step: EncodedGroup = inputs
+        self.step_ids = [sample.id for sample in step.samples]
         if not model.training:  # the walk through all modules costs 0.15 ms even on a tiny model
             model.train()
         lengths = [sample.num_tokens for sample in step.samples]
@@ -120,7 +121,7 @@ class SftTrainer(Trainer):
         self.meters.add(totals, filled=sum(lengths), slots=slots, loss=float(loss))
         return loss
 
-    def _agree(self, step: Step, lengths: list[int]) -> StepTotals:
+    def _agree(self, step: EncodedGroup, lengths: list[int]) -> StepTotals:
         """Sum over the ranks what all must know before the step; stop, or refuse bad samples, on all alike."""
         new = {name: reason for name, reason in step.bad.items() if name not in self.bad_samples}
         stop = self.parts.stop
@@ -153,7 +154,7 @@ class SftTrainer(Trainer):
                 f"step {self.state.global_step + 1}: no usable sample is left for {idle_ranks} of the ranks"
             )
         if not supervised:
-            raise NumericError(f"step {self.state.global_step + 1} has no supervised token; its samples: {_ids(step)}")
+            raise self._numeric_error("step {step} has no supervised token. The samples: {ids}. Look at their answers")
         return StepTotals(
             supervised_tokens=supervised,
             tokens=tokens,
@@ -196,25 +197,30 @@ class SftTrainer(Trainer):
         value = float(loss)
         if not math.isfinite(value):
             # Of several ranks, those whose own share is no number hold the samples to look at.
-            ids = self._ids_of_all_ranks(to_blame=not math.isfinite(own))
-            raise NumericError(
-                f"the loss of step {self.state.global_step + 1} is {value}; the weights were not updated. "
-                f"The samples: {ids}. Lower optim.lr, or look at these samples"
+            raise self._numeric_error(
+                f"the loss of step {{step}} is {value}; the weights were not updated. The samples: {{ids}}. "
+                "Lower optim.lr, or look at these samples",
+                to_blame=not math.isfinite(own),
             )
         return loss
 
-    def _ids_of_all_ranks(self, to_blame: bool) -> str:
-        """The ids of the step's samples on the ranks that say `to_blame`; called on all ranks alike."""
-        return ", ".join(ids for ids in gather_object([self.step_ids if to_blame else ""]) if ids)
+    def _numeric_error(self, text: str, to_blame: bool = True) -> NumericError:
+        """The error whose `text` has places for {step} and {ids}, those of the ranks that say `to_blame`.
+
+        Called on all ranks alike.
+        """
+        shares = gather_object([self.step_ids if to_blame else []])
+        ids = [sample_id for share in shares for sample_id in share]
+        step = self.state.global_step + 1
+        return NumericError(text.format(step=step, ids=", ".join(ids)), step=step, samples=ids)
 
     def _clip_grad_norm(self, model: Any) -> Any:
         norm = super()._clip_grad_norm(model)
         # fp16's scaler expects the odd overflow and skips that update by itself.
         if self.args.fp16 is False and not math.isfinite(float(norm)):
-            raise NumericError(
-                f"the gradient norm of step {self.state.global_step + 1} is {float(norm)}; the weights were not "
-                f"updated. The samples: {self._ids_of_all_ranks(to_blame=True)}. Lower optim.lr, or look at these "
-                "samples"
+            raise self._numeric_error(
+                f"the gradient norm of step {{step}} is {float(norm)}; the weights were not updated. "
+                "The samples: {ids}. Lower optim.lr, or look at these samples"
             )
         return norm
 
@@ -245,7 +251,3 @@ class SftTrainer(Trainer):
         self.state.log_history.clear()  # Trainer would keep every line in memory; metrics.jsonl has them
         if self.parts.on_log is not None:
             self.parts.on_log({"step": self.state.global_step} | values)
-
-
-def _ids(step: Step) -> str:
-    return ", ".join(sample.id for sample in step.samples)

@@ -2,22 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from vlmft.data.mixture import Mixture
-from vlmft.data.problems import SampleError
-from vlmft.encoding.encoder import Encoded, Encoder
+from vlmft.encoding.encoder import Encoder
+from vlmft.encoding.loading import EncodedGroup, encode_group, load
 from vlmft.errors import ConfigError, VlmftError
-
-
-@dataclass(slots=True)
-class Step:
-    """What one rank trains on in one optimiser step."""
-
-    samples: list[Encoded]
-    bad: dict[str, str] = field(default_factory=dict)
-    """Samples that could not be used: id -> reason. They are missing from the step, nothing takes their place."""
 
 
 @dataclass(frozen=True)
@@ -73,19 +63,14 @@ class StepDataset:
     def __len__(self) -> int:
         return self.plan.num_steps
 
-    def __getitem__(self, step: int) -> Step | VlmftError:
-        """The step, or what stands in its way: torch would wrap a raised error in a text about its workers."""
-        samples: list[Encoded] = []
-        bad: dict[str, str] = {}
-        try:
-            for position in self.plan.positions(step, self.rank):
-                try:
-                    samples.append(self.encoder.encode(self.mixture.read(self.mixture.at(position))))
-                except SampleError as error:
-                    bad[error.sample_id] = str(error)
-        except VlmftError as error:
-            return error
-        return Step(samples, bad)
+    def __getitem__(self, step: int) -> EncodedGroup | VlmftError:
+        """This rank's samples of the step, or what stands in its way."""
+        return encode_group(
+            self.encoder,
+            [self.mixture.at(position) for position in self.plan.positions(step, self.rank)],
+            encode=lambda ref: self.encoder.encode(self.mixture.read(ref)),
+            sample_id=self.mixture.sample_id,
+        )
 
 
 class StepLoader:
@@ -103,37 +88,5 @@ class StepLoader:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[Step]:
-        import torch
-        from torch.utils.data import DataLoader
-
-        from vlmft.training.handover import Parcel, unwrap
-
-        loader: DataLoader[Any] = DataLoader(
-            self.dataset,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=range(self.start, len(self.dataset)),
-            num_workers=self.num_workers,
-            collate_fn=_wrapped if self.num_workers else _as_it_is,  # type: ignore[arg-type]
-            generator=torch.Generator(),  # its own: starting a loader must not draw from the run's randomness
-        )
-        for item in loader:
-            if isinstance(item, VlmftError):
-                raise item
-            if isinstance(item, Step):
-                yield item
-            else:
-                parcel, bad = item
-                assert isinstance(parcel, Parcel)
-                yield Step(unwrap(parcel), bad)
-
-
-def _wrapped(item: Step | VlmftError) -> Any:
-    """What crosses from a loader process: the step's tensors in one buffer."""
-    from vlmft.training.handover import wrap
-
-    return item if isinstance(item, VlmftError) else (wrap(item.samples), item.bad)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+    def __iter__(self) -> Iterator[EncodedGroup]:
+        return load(self.dataset, self.num_workers, self.start)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vlmft.encoding.encoder import Encoded
-from vlmft.training.handover import unwrap, wrap
+from vlmft.encoding.handover import unwrap, wrap
 
 
 def encoded(name: str, tokens: int, pictures: list[tuple[int, ...]]) -> Encoded:

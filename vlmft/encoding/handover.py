@@ -1,4 +1,4 @@
-"""A step on its way from a loader process: one shared buffer instead of a hundred small tensors.
+"""Samples on their way from a loader process: one shared buffer instead of a hundred small tensors.
 
 Each tensor that crosses a process border costs a file descriptor and about 0.1 ms in the training process; a step of 16
 samples has 64 of them. In one buffer they cost what one costs, and are read as views, without a copy.
