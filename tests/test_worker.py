@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.support import literally, write_llava
 from vlmft import assembly, worker
@@ -131,6 +132,40 @@ class TestWholeRun:
         assert provenance["config"] == ran.folder.config.read_text()
         assert provenance["datasets"]["shapes"]["rows"] == 40
         assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+    def test_ends_with_the_best_where_it_is_told_to(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        scores = iter([0.2, 0.7, 0.3])  # after the steps 2, 4 and 5
+        monkeypatch.setattr(assembly, "mean_scores", lambda answers: {"exact_match": next(scores)})
+        words = ("evaluation.every_steps=2", "evaluation.best_by=exact_match", "trainer.max_steps=5")
+        ran = run(*SHAPES, FEW_TOKENS, *words)
+        assert ran.code == 0, ran.err
+        assert ran.result["best"] == {"metric": "exact_match", "step": 4, "score": 0.7}
+        assert "best     step 4, exact_match 0.700" in ran.out
+        best = load_file(ran.folder.checkpoint(4) / "trained.safetensors")
+        final = load_file(ran.folder.final / "trained.safetensors")
+        assert best.keys() == final.keys() and all(torch.equal(best[name], final[name]) for name in best)
+        judged = [(line["step"], line["eval/exact_match"]) for line in ran.lines if "eval/exact_match" in line]
+        assert judged == [(2, 0.2), (4, 0.7), (5, 0.3)]
+
+    @pytest.mark.parametrize(
+        ("words", "error"),
+        [
+            (
+                ("evaluation.best_by=exact_match",),
+                "evaluation: best_by=exact_match needs every_steps: the steps after which the model is scored",
+            ),
+            (
+                ("evaluation.best_by=f1", "evaluation.every_steps=2"),
+                "evaluation.best_by: 'f1' is not among this run's metrics: exact_match",
+            ),
+        ],
+    )
+    def test_a_best_that_cannot_be_found_is_refused(
+        self, run: Run, no_weights: None, words: tuple[str, ...], error: str
+    ) -> None:
+        ran = run(*SHAPES, *words)
+        assert ran.code == 2
+        assert error in ran.err
 
     def test_writes_a_line_a_step_and_one_an_evaluation(self, run: Run) -> None:
         ran = run(*SHAPES, FEW_TOKENS, "evaluation.every_steps=2", "trainer.max_steps=4", "evaluation.base=false")

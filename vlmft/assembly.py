@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from vlmft.data.run_data import RunData, open_run_data
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.encoding.time_limit import TimeLimit
-from vlmft.errors import DataError
+from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation import Generate
 from vlmft.run_folder import RunFolder
 from vlmft.training.ranks import rank, world_size
@@ -132,7 +133,16 @@ def evaluator(
     """What judges the model on the held-out samples; None where nothing is held out or evaluation is off."""
     from vlmft.evaluation.generate import Evaluator
 
-    if not isinstance(config.evaluation, Generate) or not data.held_out:
+    if not isinstance(config.evaluation, Generate):
+        return None
+    best_by = config.evaluation.best_by
+    if best_by is not None and best_by not in config.metric:
+        raise ConfigError(
+            f"evaluation.best_by: {best_by!r} is not among this run's metrics: {', '.join(config.metric)}"
+        )
+    if not data.held_out:
+        if best_by is not None:
+            raise ConfigError("evaluation.best_by: nothing is held out to be scored; give holdout= or eval_dataset=")
         return None
     return Evaluator(
         config.evaluation,
@@ -207,8 +217,9 @@ def sft_trainer(
         trainer = SftTrainer(model, args, parts, trackers)
         saving = (config.trainer.save_every, config.trainer.keep)
         facts = {"fingerprint": folder.read_fingerprint()}
-        trainer.add_callback(Checkpoints(trainer, folder.checkpoints, *saving, facts, start))
-        yield trainer
+        checkpoints = Checkpoints(trainer, folder.checkpoints, *saving, facts, start)
+        trainer.add_callback(checkpoints)
+        yield trainer, checkpoints
 
 
 def checkpoint_to_start_from(config: "TrainConfig", folder: RunFolder) -> "Committed | None":
@@ -251,22 +262,45 @@ def base_answers(evaluator: "Evaluator | None", model: Any, folder: RunFolder, r
     return answer(evaluator, model, folder, "base")
 
 
-def evaluate_every(evaluator: "Evaluator", trainer: "SftTrainer", folder: RunFolder, steps: int) -> None:
-    """Judge the model every so many steps while it trains; its scores stand in metrics.jsonl as eval/<metric>."""
+def evaluate_every(evaluator: "Evaluator", trainer: "SftTrainer", folder: RunFolder) -> None:
+    """Judge the model every `every_steps` while it trains; its scores stand in metrics.jsonl as eval/<metric>.
+
+    Where the best state is to be kept, the last step is judged as well.
+    """
     from transformers import TrainerCallback
+
+    steps, best_by = evaluator.spec.every_steps, evaluator.spec.best_by
+    if steps is None:
+        return
 
     class _Evaluate(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step % steps == 0 and state.global_step < state.max_steps:
+            is_last = state.global_step == state.max_steps
+            if best_by is not None if is_last else state.global_step % steps == 0:
                 control.should_evaluate = True
 
     def judge() -> None:
-        answers = answer(evaluator, trainer.model, folder, f"step-{trainer.state.global_step:08d}")
-        trainer.report({f"eval/{name}": value for name, value in mean_scores(answers).items()})
+        scores = mean_scores(answer(evaluator, trainer.model, folder, f"step-{trainer.state.global_step:08d}"))
+        trainer.report({f"eval/{name}": value for name, value in scores.items()})
+        if best_by is not None and trainer.checkpoints is not None:
+            trainer.checkpoints.consider(best_by, scores[best_by])
         trainer.meters.restart()
 
     trainer.judge = judge
     trainer.add_callback(_Evaluate())
+
+
+def end_with_best(checkpoints: "Checkpoints", console: "Console") -> dict[str, Any]:
+    """Give the model the weights that scored best; return what result.json says of them."""
+    best = checkpoints.best
+    if best is None:
+        return {}
+    missed = checkpoints.restore_best()
+    if missed is None:
+        console.print(f"best     step {best.step}, {best.metric} {best.score:.3f}")
+        return {"best": asdict(best)}
+    logging.getLogger(__name__).warning("the best step's weights are lost, the last step's are taken: %s", missed)
+    return {"best": asdict(best) | {"passed_over": missed}}
 
 
 def answer(evaluator: "Evaluator", model: Any, folder: RunFolder, name: str) -> "list[Answer]":

@@ -114,21 +114,23 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     if start:
         console.print(f"resumed  {start.folder}")
     parts = (model, args, encoder, collator, data, plan, trackers, stop, console, start)
-    with assembly.sft_trainer(config, folder, *parts) as trainer:
-        if evaluator and evaluator.spec.every_steps:
-            assembly.evaluate_every(evaluator, trainer, folder, evaluator.spec.every_steps)
+    with assembly.sft_trainer(config, folder, *parts) as (trainer, checkpoints):
+        if evaluator:
+            assembly.evaluate_every(evaluator, trainer, folder)
         stop.obey()
         stop.deferred = True
         trainer.train()
         stop.deferred = False
         result: dict[str, Any] = {"steps": plan.num_steps, "train": trainer.last_figures}
+        result |= assembly.end_with_best(checkpoints, console)
         if rank() == 0:
             provenance = assembly.provenance(folder, data)
             save(folder.final, model, processor, family, recipe, precision, base_sha256, unreached, provenance)
         if evaluator:
             comparisons = summary.compare(base, assembly.answer(evaluator, model, folder, "tuned"), config.metric)
             result["eval"] = summary.as_result(comparisons)
-            trainer.report({f"eval/{c.metric}": c.tuned.value for c in comparisons})
+            if not checkpoints.best:  # else the last step has been judged, and its line is written
+                trainer.report({f"eval/{c.metric}": c.tuned.value for c in comparisons})
             console.print(summary.result_table(comparisons, folder))
         else:
             console.print(f"tuned model  {folder.final}")

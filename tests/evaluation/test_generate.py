@@ -52,7 +52,9 @@ def evaluator(samples: list[Sample]) -> MakeEvaluator:
     def make(batch_size: int = 4, family: Any = None, some: list[Sample] | None = None, **options: Any) -> Evaluator:
         family = family or tiny()
         processor = family.load_processor()
-        spec = Generate(base=True, every_steps=None, max_samples=None, max_new_tokens=12, batch_size=batch_size)
+        spec = Generate(
+            base=True, every_steps=None, best_by=None, max_samples=None, max_new_tokens=12, batch_size=batch_size
+        )
         parts = (Encoder(family, processor), Collator(family, processor))
         return Evaluator(spec, *parts, samples if some is None else some, {"exact_match": ExactMatch()}, **options)
 

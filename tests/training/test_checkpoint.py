@@ -15,7 +15,7 @@ from tests.support import literally
 from tests.training.conftest import Bench
 from vlmft.errors import PreemptedError, StorageError
 from vlmft.training import commit
-from vlmft.training.checkpoint import Checkpoints
+from vlmft.training.checkpoint import Best, Checkpoints
 from vlmft.training.stop import StopRequest
 
 MakeBench = Callable[..., Bench]
@@ -348,3 +348,91 @@ class TestFiles:
     def test_none_where_none_is_asked_for(self, begin: Begin, tmp_path: Path) -> None:
         train(begin())
         assert not (tmp_path / "checkpoints").exists()
+
+
+def scored(life: Life, scores: dict[int, float]) -> Life:
+    """Score the model after some steps, as an evaluation does."""
+    trainer = life.bench.trainer
+
+    class Ask(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_evaluate = state.global_step in scores
+
+    def judge() -> None:
+        assert trainer.checkpoints is not None
+        trainer.checkpoints.consider("exact_match", scores[trainer.state.global_step])
+
+    trainer.judge = judge
+    trainer.add_callback(Ask())
+    return life
+
+
+def checkpoints(life: Life) -> Checkpoints:
+    found = life.bench.trainer.checkpoints
+    assert isinstance(found, Checkpoints)
+    return found
+
+
+SCORES = {1: 0.2, 2: 0.6, 3: 0.5, 4: 0.6, 5: 0.1, 6: 0.4}  # of two that are equal, the earlier is the best
+
+
+class TestBest:
+    def kept(self, tmp_path: Path) -> list[str]:
+        return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+
+    def test_its_weights_come_back_to_the_bit(self, begin: Begin, tmp_path: Path) -> None:
+        life = scored(begin(), SCORES)
+        weights: dict[int, bytes] = {}
+        for step in (1, 2):
+            life.bench.trainer.add_callback(At(step, lambda step=step: weights.update({step: life.bench.weights()})))  # type: ignore[misc]
+        train(life)
+        assert self.kept(tmp_path) == ["step-00000001", "step-00000002"]
+        assert life.bench.weights() not in weights.values()
+        assert checkpoints(life).restore_best() is None
+        assert checkpoints(life).best == Best("exact_match", 2, 0.6)
+        assert life.bench.weights() == weights[2]
+
+    def test_stays_while_newer_ones_come_and_go(self, begin: Begin, tmp_path: Path) -> None:
+        train(scored(begin(every=1, keep=1), SCORES))
+        assert self.kept(tmp_path) == ["step-00000002", "step-00000005"]
+
+    def test_of_the_last_step_is_kept_where_it_is_the_best(self, begin: Begin, tmp_path: Path) -> None:
+        life = train(scored(begin(), SCORES | {6: 0.9}))
+        after = life.bench.weights()
+        assert self.kept(tmp_path) == ["step-00000002", "step-00000006"]
+        assert checkpoints(life).restore_best() is None
+        assert life.bench.weights() == after
+
+    @pytest.mark.parametrize("step", [1, 2, 3, 5])
+    def test_a_resumed_run_ends_with_the_same(self, begin: Begin, step: int) -> None:
+        whole = train(scored(begin(*DROPOUT, folder="whole"), SCORES))
+        first = terminated_at(scored(begin(*DROPOUT), SCORES), step)
+        second = train(scored(begin(*DROPOUT), SCORES))
+        assert_same_run(whole, first, second)
+        for life in (whole, second):
+            assert checkpoints(life).restore_best() is None
+        assert second.bench.weights() == whole.bench.weights()
+        assert checkpoints(second).best == checkpoints(whole).best == Best("exact_match", 2, 0.6)
+
+    def test_a_damaged_one_is_not_taken(self, begin: Begin, tmp_path: Path) -> None:
+        life = train(scored(begin(), SCORES))
+        last = life.bench.weights()
+        file = tmp_path / "checkpoints" / "step-00000002" / "trained.safetensors"
+        os.truncate(file, 100)
+        reason = checkpoints(life).restore_best()
+        assert reason is not None and reason.startswith(f"{file}: has 100 bytes, ")
+        assert life.bench.weights() == last
+
+    def test_by_another_metric_begins_anew(self, begin: Begin) -> None:
+        life = begin()
+        checkpoints(life).best = Best("f1", 3, 0.99)
+        train(scored(life, SCORES))
+        assert checkpoints(life).best == Best("exact_match", 2, 0.6)
+
+    def test_of_another_run_is_not_this_ones(self, begin: Begin, tmp_path: Path) -> None:
+        train(scored(begin(folder="other"), SCORES))
+        start, _ = commit.newest(tmp_path / "other")
+        life = begin()
+        checkpoints(life).start = start
+        train(life)
+        assert checkpoints(life).best is None

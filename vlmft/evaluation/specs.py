@@ -1,6 +1,8 @@
 """The choices of an evaluation inside a run."""
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from vlmft.config.spec import Spec
 
@@ -18,6 +20,15 @@ class Generate(EvaluationSpec):
 
     base: bool = Field(description="also before training, so that the table compares")
     every_steps: int | None = Field(ge=1, description="also during training, every so many steps")
+    best_by: str | None = Field(
+        description="a metric: the state that scores highest on it while training is kept, and the run ends with it"
+    )
     max_samples: int | None = Field(ge=1, description="at most so many samples, chosen by hash of their ids; null: all")
     max_new_tokens: int = Field(ge=1, description="longest answer")
     batch_size: int = Field(ge=1, description="samples answered at once on a rank")
+
+    @model_validator(mode="after")
+    def _scored_while_training(self) -> Self:
+        if self.best_by is not None and self.every_steps is None:
+            raise ValueError(f"best_by={self.best_by} needs every_steps: the steps after which the model is scored")
+        return self

@@ -8,7 +8,7 @@ takes a changed file or a missing optimiser in silence. Here trained tensors go 
 import pickle
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,17 @@ _WEIGHTS = "trained.safetensors"
 _STATE = "state.pt"
 
 
+@dataclass(frozen=True)
+class Best:
+    """The step after which the model scored highest on `metric` so far."""
+
+    metric: str
+    step: int
+    score: float
+
+
 class Checkpoints(TrainerCallback):
-    """Saves every so many steps, keeps the newest, and restores one at the start.
+    """Saves every so many steps, keeps the newest and the best, and restores one at the start.
 
     Args:
         trainer: whose state it is; every rank has one.
@@ -57,6 +66,7 @@ class Checkpoints(TrainerCallback):
         self.facts = facts
         self.start = start
         self.last_step = start.step if start else 0
+        self.best: Best | None = None
         trainer.checkpoints = self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -91,6 +101,28 @@ class Checkpoints(TrainerCallback):
         _on_every_rank(lambda: self._commit(folder, step) if rank() == 0 else None)
         self.last_step = step
 
+    def consider(self, metric: str, score: float) -> None:
+        """Take note of the model's score after the current step; where none was higher, Trainer is asked to save it."""
+        if self.best is None or self.best.metric != metric or score > self.best.score:
+            self.best = Best(metric, self.trainer.state.global_step, score)
+            self.trainer.control.should_save = True
+
+    def restore_best(self) -> str | None:
+        """Give the model the trained weights of the best step.
+
+        Returns:
+            Why they could not be had, where that is so: the model then keeps those of the last step.
+        """
+        if self.best is None or self.best.step == self.trainer.state.global_step:
+            return None
+        try:
+            self._restore_weights(
+                commit.verify(commit.checkpoint_folder(self.folder, self.best.step)).folder / _WEIGHTS
+            )
+        except StorageError as error:
+            return str(error)
+        return None
+
     def _writers(self) -> dict[str, Callable[[Path], None]]:
         """What this rank writes, by file name."""
         own = self._rank_state()
@@ -103,7 +135,8 @@ class Checkpoints(TrainerCallback):
 
     def _commit(self, folder: Path, step: int) -> None:
         commit.commit(folder, step, self.facts)
-        commit.rotate(self.folder, self.keep, folder)
+        best = commit.checkpoint_folder(self.folder, self.best.step) if self.best else None
+        commit.rotate(self.folder, self.keep, folder, best)
 
     def _trained(self) -> dict[str, torch.Tensor]:
         named = self.trainer.model.named_parameters()
@@ -115,6 +148,7 @@ class Checkpoints(TrainerCallback):
             "optimizer": self.trainer.optimizer.state_dict(),
             "scheduler": self.trainer.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
+            "best": None if self.best is None else asdict(self.best),
         }
 
     def _rank_state(self) -> dict[str, Any]:
@@ -136,6 +170,10 @@ class Checkpoints(TrainerCallback):
         self._restore_schedule(shared["scheduler"])
         if shared["scaler"] is not None and self.trainer.accelerator.scaler is not None:
             self.trainer.accelerator.scaler.load_state_dict(shared["scaler"])
+        if (
+            shared["best"] is not None and folder.parent == self.folder
+        ):  # another run's best is not in this one's folder
+            self.best = Best(**shared["best"])
         file = folder / _rank_file(rank())
         same_ranks = file.is_file()  # else there were fewer, which `resume_allow` let through
         own = _read_state(file if same_ranks else folder / _rank_file(0))

@@ -118,8 +118,8 @@ def newest(checkpoints: Path) -> tuple[Committed | None, list[str]]:
     return None, rejected
 
 
-def rotate(checkpoints: Path, keep: int, last: Path) -> None:
-    """Remove all but the newest `keep` checkpoints up to `last`, and what crashes have left unfinished.
+def rotate(checkpoints: Path, keep: int, last: Path, best: Path | None = None) -> None:
+    """Remove all but `best` and the newest `keep` checkpoints up to `last`, and what crashes have left unfinished.
 
     `last` is the one just written. Those of later steps did not verify when the run went on from an earlier one.
 
@@ -130,7 +130,8 @@ def rotate(checkpoints: Path, keep: int, last: Path) -> None:
     upto = [folder for folder in finished if folder.name <= last.name]
     try:
         for folder in upto[:-keep] + finished[len(upto) :]:
-            _remove(folder)
+            if folder != best:
+                _remove(folder)
         for partial in checkpoints.glob(f"{_PREFIX}*{_PARTIAL}"):
             shutil.rmtree(partial)
     except OSError as error:

@@ -48,6 +48,9 @@ class Saves(Protocol):
     def save(self) -> None:
         """Save the state after the current step."""
 
+    def consider(self, metric: str, score: float) -> None:
+        """Keep the state after the current step where no earlier one scored as high."""
+
 
 class SftTrainer(Trainer):
     """transformers' Trainer with vlmft's step, loss, optimiser groups and meters."""
@@ -226,6 +229,7 @@ class SftTrainer(Trainer):
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Trainer's place for evaluating, between a step's figures and its checkpoint."""
+        self.control.should_evaluate = False  # else the end of the epoch, after the last step, would do it again
         if self.judge is not None:
             self.judge()
         return {}
