@@ -202,6 +202,7 @@ def sft_trainer(
                 trained, config.recipe, config.model, config.optim.lr, config.optim.weight_decay
             ),
             max_bad_samples=config.max_bad_samples,
+            max_oom_retries=config.trainer.oom_retries,
             stop=stop,
         )
         if rank() == 0:

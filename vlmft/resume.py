@@ -35,6 +35,7 @@ _FREE = (
     "strategy.shutdown_timeout_s",
     "trainer.num_workers",
     "trainer.log_every",
+    "trainer.oom_retries",
     "trainer.save_every",
     "trainer.keep",
 )

@@ -215,6 +215,12 @@ class TestResume:
         stopped = terminated_at(begin(*words), 4)
         assert_same_run(whole, stopped, train(begin(*words)))
 
+    def test_finer_micro_batches_are_remembered(self, begin: Begin) -> None:
+        first = begin()
+        first.bench.trainer.oom_retries = 1
+        terminated_at(first, 2)
+        assert train(begin()).bench.trainer.oom_retries == 1
+
     def test_left_out_samples_are_remembered(self, begin: Begin, data_file: Path) -> None:
         (data_file.parent / "0.png").write_bytes(b"no picture")  # of the samples `one` and `system`
         words = ("max_bad_samples=2", "global_batch_size=3")

@@ -12,7 +12,7 @@ from tests.training.conftest import Bench
 from vlmft.encoding.collate import Batch
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError, PreemptedError
-from vlmft.training import sft
+from vlmft.training import arguments, sft
 from vlmft.training.loss import supervised_loss
 from vlmft.training.stop import StopRequest
 
@@ -115,6 +115,13 @@ class Singles(type(compose().batching)):  # type: ignore[misc]
 
     def micro_batches(self, lengths: Any, at_least: int = 1) -> list[list[int]]:
         return [[index] for index in range(len(lengths))]
+
+
+class Growing(type(compose().batching)):  # type: ignore[misc]
+    """A small micro-batch before a large one, which is cut where more are asked for."""
+
+    def micro_batches(self, lengths: Any, at_least: int = 1) -> list[list[int]]:
+        return [[0, 1], [2, 3, 4, 5]] if at_least <= 2 else [[0, 1], [2, 3], [4], [5]]
 
 
 class TestNumbers:
@@ -220,6 +227,73 @@ class TestBadSamples:
         with pytest.raises(DataError, match=r"^step \d: no usable sample is left for 1 of the ranks") as caught:
             made.trainer.train()
         assert caught.value.exit_code == 2
+
+
+class TestOutOfMemory:
+    """A device that holds two samples at once, stood in for by a loss function that takes no more."""
+
+    @pytest.fixture
+    def sizes(self, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+        """The micro-batches that were tried. The memory runs out in a later one: the earlier leave gradients behind."""
+        tried: list[int] = []
+
+        def loss(model: Any, inputs: Any, labels: Any) -> torch.Tensor:
+            tried.append(len(labels))
+            found = supervised_loss(model, inputs, labels)
+            if len(labels) > 2 and len(tried) > 1:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return found
+
+        monkeypatch.setattr(sft, "supervised_loss", loss)
+        return tried
+
+    def test_the_step_is_the_same_in_finer_micro_batches(
+        self, bench: MakeBench, sizes: list[int], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        whole = bench(*ALL)
+        expected_loss, expected = whole.gradients(whole.step())
+        assert sizes == [6]
+        made = bench(*ALL, batching=Growing(max_tokens=8192), max_oom_retries=2)
+        loss, gradients = made.gradients(made.step())
+        assert sizes[1:] == [2, 4, 2, 2, 1, 1]
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        assert gradients.keys() == expected.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+        (warning,) = (record.getMessage() for record in caplog.records if record.levelname == "WARNING")
+        assert warning == (
+            "step 1: CUDA out of memory. Tried to allocate 2.00 GiB.; it is tried again, and micro-batches are cut to "
+            "1/2 from here on (trainer.oom_retries)"
+        )
+        del sizes[:]
+        made.gradients(made.step())
+        assert max(sizes) <= 2  # the next step does not run into it again
+
+    def test_it_ends_where_the_retries_are_used_up(self, bench: MakeBench, sizes: list[int]) -> None:
+        sizes.append(0)
+        made = bench(*ALL, "batching.max_tokens=8192", max_oom_retries=1)
+        before = made.weights()
+        with pytest.raises(torch.OutOfMemoryError):
+            made.trainer.train()
+        assert sizes[1:] == [6, 3]
+        assert made.weights() == before
+
+    def test_it_ends_where_one_sample_is_too_much(self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+        def loss(model: Any, inputs: Any, labels: Any) -> torch.Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        monkeypatch.setattr(sft, "supervised_loss", loss)
+        made = bench(*ALL, max_oom_retries=100)
+        with pytest.raises(torch.OutOfMemoryError):
+            made.trainer.train()
+        assert made.trainer.oom_retries == 3  # 1, 2, 4, 6 micro-batches of 6 samples
+
+    def test_is_refused_where_other_ranks_would_wait(self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(arguments, "world_size", lambda: 2)
+        with pytest.raises(
+            ConfigError, match=literally("trainer.oom_retries: 2 works on one rank alone, there are 2:")
+        ):
+            bench(*ALL, "trainer.oom_retries=2")
 
 
 class TestStopping:

@@ -36,6 +36,11 @@ def training_arguments(
         raise ConfigError("precision: fp16 needs a GPU (its loss scaling has no CPU form); use bf16 or fp32")
     if precision == "bf16" and not on_cpu and not torch.cuda.is_bf16_supported():
         raise ConfigError(f"precision: {torch.cuda.get_device_name()} cannot compute in bf16; use fp16 or fp32")
+    if trainer.oom_retries and world_size() > 1:
+        raise ConfigError(
+            f"trainer.oom_retries: {trainer.oom_retries} works on one rank alone, there are {world_size()}: while one "
+            "tries again, the others wait for its gradients; set it to 0, and batching.max_tokens lower"
+        )
     schedules = [kind.value for kind in SchedulerType]
     if optim.schedule not in schedules:
         raise ConfigError(f"optim.schedule: there is no {optim.schedule!r}; known: {', '.join(schedules)}")

@@ -159,6 +159,7 @@ class Checkpoints(TrainerCallback):
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
             "bad_samples": dict(self.trainer.bad_samples),
+            "oom_retries": self.trainer.oom_retries,
             "meters": asdict(self.trainer.meters.progress),
             "last_figures": dict(self.trainer.last_figures),
         }
@@ -178,6 +179,7 @@ class Checkpoints(TrainerCallback):
         same_ranks = file.is_file()  # else there were fewer, which `resume_allow` let through
         own = _read_state(file if same_ranks else folder / _rank_file(0))
         self.trainer.bad_samples |= own["bad_samples"]
+        self.trainer.oom_retries = own["oom_retries"]
         self.trainer.meters.resume(Progress(**own["meters"]))
         self.trainer.last_figures = own["last_figures"]
         if same_ranks:

@@ -6,6 +6,7 @@ which of them is the last, for DDP (`no_sync`) as for DeepSpeed (its accumulatio
 """
 
 import contextlib
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ from vlmft.training.ranks import world_size
 from vlmft.training.steps import StepLoader
 from vlmft.training.stop import StopRequest
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class Parts:
@@ -37,6 +40,7 @@ class Parts:
     optim: OptimSpec
     groups: Callable[[Any], list[dict[str, Any]]]
     max_bad_samples: int = 0
+    max_oom_retries: int = 0
     stop: StopRequest = field(default_factory=StopRequest)
     on_log: Callable[[dict[str, Any]], None] | None = None
     """Takes each line of figures, and a line for each sample that is left out."""
@@ -67,6 +71,8 @@ class SftTrainer(Trainer):
         """The samples of the step under way, on this rank."""
         self.bad_samples: dict[str, str] = {}
         """The samples left out so far, on any rank: id -> reason."""
+        self.oom_retries = 0
+        """How often memory has run out so far; each time micro-batches are halved, for the rest of the run."""
         self.checkpoints: Saves | None = None
         """Where a run that is asked to stop saves itself."""
         self.judge: Callable[[], None] | None = None
@@ -106,7 +112,42 @@ class SftTrainer(Trainer):
             model.train()
         lengths = [sample.num_tokens for sample in step.samples]
         totals = self._agree(step, lengths)
-        cuts = self.parts.batching.micro_batches(lengths, at_least=totals.most_micro_batches)
+        loss, slots = self._all_micro_batches(model, step, lengths, totals)
+        loss = self._total_loss(loss)
+        self.meters.add(totals, filled=sum(lengths), slots=slots, loss=float(loss))
+        return loss
+
+    def _all_micro_batches(
+        self, model: Any, step: EncodedGroup, lengths: list[int], totals: StepTotals
+    ) -> tuple[torch.Tensor, int]:
+        """Forward and backward, in finer micro-batches where memory runs out and `max_oom_retries` is not used up.
+
+        Returns:
+            This rank's share of the loss, and the token slots that went through, padding included.
+        """
+        while True:
+            at_least = min(totals.most_micro_batches * 2**self.oom_retries, len(lengths))
+            cuts = self.parts.batching.micro_batches(lengths, at_least=at_least)
+            try:
+                return self._forward_backward(model, step, cuts, totals)
+            except torch.OutOfMemoryError as error:
+                if self.oom_retries == self.parts.max_oom_retries or len(cuts) == len(lengths):
+                    raise
+                reason = str(error).splitlines()[0]
+            # Not in the handler: the error holds on to the frames, and they to what fills the memory.
+            self.oom_retries += 1
+            model.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            logger.warning(
+                "step %d: %s; it is tried again, and micro-batches are cut to 1/%d from here on (trainer.oom_retries)",
+                self.state.global_step + 1,
+                reason,
+                2**self.oom_retries,
+            )
+
+    def _forward_backward(
+        self, model: Any, step: EncodedGroup, cuts: list[list[int]], totals: StepTotals
+    ) -> tuple[torch.Tensor, int]:
         loss = torch.zeros((), device=self.args.device)
         slots = 0
         for number, indices in enumerate(cuts):
@@ -120,9 +161,7 @@ class SftTrainer(Trainer):
                 # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
                 self.accelerator.backward(part * self.accelerator.num_processes)
                 loss += part.detach()
-        loss = self._total_loss(loss)
-        self.meters.add(totals, filled=sum(lengths), slots=slots, loss=float(loss))
-        return loss
+        return loss, slots
 
     def _agree(self, step: EncodedGroup, lengths: list[int]) -> StepTotals:
         """Sum over the ranks what all must know before the step; stop, or refuse bad samples, on all alike."""

@@ -16,6 +16,9 @@ class TrainerSpec(Spec, abstract=True):
     gradient_checkpointing: bool = Field(
         description="keep no activations inside blocks, recompute them: less memory, slower"
     )
+    oom_retries: int = Field(
+        ge=0, description="times that a step which runs out of memory is tried again, in micro-batches half as large"
+    )
     save_every: int | None = Field(ge=1, description="steps between two checkpoints; null: only when asked to stop")
     keep: int = Field(ge=1, description="how many of the newest checkpoints stay")
     log_every: int = Field(ge=1, description="steps between two lines of metrics.jsonl")
