@@ -215,6 +215,24 @@ class TestResume:
         stopped = terminated_at(begin(*words), 4)
         assert_same_run(whole, stopped, train(begin(*words)))
 
+    def test_with_a_loss_scaler(self, begin: Begin) -> None:
+        """fp16's. torch's own scaler works on the CPU as well, where nothing else asks for it."""
+
+        def scaled(folder: str = "checkpoints") -> tuple[Life, torch.amp.GradScaler]:
+            life = begin(folder=folder)
+            scaler = torch.amp.GradScaler("cpu", init_scale=64.0, growth_interval=2)
+            life.bench.trainer.accelerator.scaler = scaler
+            return life, scaler
+
+        whole, expected = scaled("whole")
+        train(whole)
+        first, _ = scaled()
+        terminated_at(first, 3)
+        second, scaler = scaled()
+        assert_same_run(whole, first, train(second))
+        assert scaler.state_dict() == expected.state_dict()
+        assert scaler.get_scale() == 64 * 2**3  # grown after 2, 4 and 6 steps: not from the start again
+
     def test_finer_micro_batches_are_remembered(self, begin: Begin) -> None:
         first = begin()
         first.bench.trainer.oom_retries = 1
