@@ -102,7 +102,27 @@ WORDS = {
     "several values without -m": (["seed=1,2"], ["seed=1,2: several values are a sweep and need -m"]),
     "unreadable word": (["dataset=[shapes"], ["dataset=[shapes: cannot be read"]),
     "holdout out of range": (["holdout=1"], ["holdout: Input should be less than 1 (found 1"]),
+    "trusted code without a commit": (
+        ["model=qwen25vl", "model.trust_remote_code=true"],
+        ["model.trust_remote_code: needs revision to be a commit's full hash, 40 digits of 0-9a-f (it is null)"],
+    ),
+    "trusted code of a branch": (
+        ["model=qwen25vl", "model.trust_remote_code=true", "model.revision=main"],
+        ["model.trust_remote_code: needs revision to be a commit's full hash, 40 digits of 0-9a-f (it is main)"],
+    ),
+    "trusted code of vlmft's own model": (
+        ["model.trust_remote_code=true"],
+        ["model.trust_remote_code: needs path: without one there is no checkpoint, or vlmft's own"],
+    ),
     "no dataset": (["dataset=none"], ["dataset: "]),
+    "a folder that is missing": (
+        ["model=qwen25vl", "model.path=./weights"],
+        ["model.path: there is no folder ./weights"],
+    ),
+    "a step that the ranks cannot share": (
+        ["strategy.ranks=3"],
+        ["global_batch_size: 16 samples a step cannot be shared evenly by 3 ranks"],
+    ),
 }
 
 

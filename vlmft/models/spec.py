@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from vlmft.config.spec import Spec
 from vlmft.errors import ConfigError
+from vlmft.models.pinned import FULL_HASH, check_pinned
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -36,7 +37,10 @@ class ModelSpec(Spec, abstract=True):
     """
 
     path: str | None = Field(description="folder, or hub id, in the form that from_pretrained reads")
-    revision: str | None = Field(description="branch, tag or commit of a hub id")
+    revision: str | None = Field(
+        description="branch, tag or commit of a hub id; with trust_remote_code, of a folder too, a commit in full"
+    )
+    trust_remote_code: bool = Field(description="run the checkpoint's own Python code, as it is at `revision`")
     precision: Precision = Field(description="what suits this checkpoint; the run's `precision` starts from it")
     lr: LearningRates
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
@@ -55,30 +59,57 @@ class ModelSpec(Spec, abstract=True):
     block_paths: ClassVar[Mapping[str, str]]
     """Where each component keeps its list of transformer blocks."""
 
+    @field_validator("trust_remote_code")
+    @classmethod
+    def _only_code_that_cannot_change(cls, trusted: bool, info: ValidationInfo) -> bool:
+        if trusted and "path" in info.data and info.data["path"] is None:
+            raise ValueError("needs path: without one there is no checkpoint, or vlmft's own, which brings no code")
+        revision = info.data.get("revision")
+        if trusted and "revision" in info.data and not (revision and FULL_HASH.fullmatch(revision)):
+            raise ValueError(
+                f"needs revision to be a commit's full hash, 40 digits of 0-9a-f (it is {revision or 'null'}): a "
+                "branch or a tag can be moved to other code than you have read; `git rev-parse HEAD` in a clone, or "
+                "the commit's page on the hub, gives it"
+            )
+        return trusted
+
     def folder(self) -> Path:
-        """The checkpoint's folder on this machine; a hub id is fetched (or found in the hub's cache)."""
+        """The checkpoint's folder on this machine; a hub id is fetched (or found in the hub's cache).
+
+        Raises:
+            ConfigError: there is none, or `trust_remote_code` is on and its code is not that of commit `revision`.
+        """
         if self.path is None:
             raise ConfigError("model.path: names no checkpoint; give a folder or a hub id")
+        self.refuse_missing_folder()
         local = Path(self.path).expanduser()
         if local.is_dir():
-            return local.resolve()
-        if local.is_absolute() or self.path.startswith((".", "~")):
+            found = local.resolve()
+        else:
+            found = _fetch(self.path, self.revision, code=self.trust_remote_code).resolve()
+        if self.trust_remote_code:
+            check_pinned(found, self.revision or "null")  # which a copy that skipped validation may have
+        return found
+
+    def refuse_missing_folder(self) -> None:
+        """Raise `ConfigError` where `path` can only be a folder, and there is none."""
+        if self.path is None or Path(self.path).expanduser().is_dir():
+            return
+        if Path(self.path).expanduser().is_absolute() or self.path.startswith((".", "~")):
             raise ConfigError(f"model.path: there is no folder {self.path}")
-        return _fetch(self.path, self.revision)
 
     def located(self) -> Self:
-        """This spec with a local folder's path made absolute, so that it holds in any working directory."""
+        """This spec with a local folder's path made absolute, so that it holds in any working directory.
+
+        What is in the folder is not looked at: what was trained must be saved even where its base has gone since.
+        """
         if self.path is None or not Path(self.path).expanduser().is_dir():
             return self
-        return self.model_copy(update={"path": str(self.folder())})
+        return self.model_copy(update={"path": str(Path(self.path).expanduser().resolve())})
 
     def load_processor(self) -> Any:
         """The checkpoint's processor, with this spec's pixel budget."""
-        from transformers import AutoProcessor
-
-        folder = self.folder()
-        with _no_code_of_its_own(folder):
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor = read_processor(self.folder(), self.trust_remote_code)
         self.set_pixel_budget(processor)
         return processor
 
@@ -92,14 +123,14 @@ class ModelSpec(Spec, abstract=True):
                 f"model.path: {folder} holds no *.safetensors; other weight files are not read, they run code",
                 f"  where it has some and you trust them, convert them: {_conversion(folder)}",
             )
-        with _no_code_of_its_own(folder):
+        with _own_code_explained(folder):
             return AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype="auto",
                 attn_implementation=self.attention,
                 use_safetensors=True,
                 device_map=device,
-                trust_remote_code=False,
+                trust_remote_code=self.trust_remote_code,
             )
 
     def set_pixel_budget(self, processor: Any) -> None:
@@ -135,17 +166,32 @@ class ModelSpec(Spec, abstract=True):
         raise NotImplementedError
 
 
+def read_processor(folder: Path, trust_remote_code: bool) -> Any:
+    """The processor saved in `folder`; code of its own is run only where it is trusted, and checked before.
+
+    Raises:
+        ConfigError: it needs code of its own, which is not trusted or cannot be imported.
+    """
+    from transformers import AutoProcessor
+
+    with _own_code_explained(folder):
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
 @contextmanager
-def _no_code_of_its_own(folder: Path) -> Iterator[None]:
-    """Turn transformers' refusal to run a checkpoint's own Python files into an error that says what to do."""
+def _own_code_explained(folder: Path) -> Iterator[None]:
+    """Turn what transformers says about a checkpoint's own Python files into an error that says what to do."""
     try:
         yield
+    except ImportError as error:
+        raise ConfigError(f"model: {folder} cannot be loaded: {' '.join(str(error).split())}") from error
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
         raise ConfigError(
-            f"model.path: {folder} needs Python code of its own (auto_map in its JSON files), which is never run; "
-            "use a checkpoint in a format that transformers itself reads (its hub id often ends in -hf)"
+            f"model.path: {folder} needs Python code of its own (auto_map in its JSON files), which is not run; "
+            "use a checkpoint in a format that transformers itself reads (its hub id often ends in -hf)",
+            "  where you have read that code and trust it: model.trust_remote_code=true model.revision=<its commit>",
         ) from None
 
 
@@ -158,11 +204,12 @@ def _conversion(folder: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _fetch(hub_id: str, revision: str | None) -> Path:
+def _fetch(hub_id: str, revision: str | None, code: bool) -> Path:
+    """The folder that holds `hub_id` at `revision`, with its Python files only where `code` is asked for."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", *(["*.py"] if code else [])]
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:

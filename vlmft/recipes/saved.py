@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlmft.config.spec import validate
 from vlmft.errors import ConfigError
-from vlmft.models.spec import ModelSpec, Precision
+from vlmft.models.pinned import check_copied
+from vlmft.models.spec import ModelSpec, Precision, read_processor
 from vlmft.recipes.apply import ADAPTER, apply_recipe
 from vlmft.recipes.dtypes import compute_in, torch_dtype
 from vlmft.recipes.recipe import Recipe
@@ -66,29 +67,39 @@ def save(
     (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
 
 
-def load(path: str | Path, device: "str | torch.device" = "cpu") -> tuple[Any, Any]:
+def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote_code: bool = False) -> tuple[Any, Any]:
     """Load what a run saved: its base with the trained weights in place, ready to answer.
 
     Args:
         path: a run folder or its `final` folder.
         device: where the model is put.
+        trust_remote_code: run the base's own Python code, where the run did, as it is at the commit that the saved
+            model names. It has to be said each time: whoever can write to the folder can name another commit.
 
     Returns:
         (model, processor), the model in eval mode, computing in the precision that it was trained in.
 
     Raises:
-        ConfigError: no saved model here, the base is gone or has changed, or weights are missing or unexpected.
+        ConfigError: no saved model here, the base is gone or has changed, weights are missing or unexpected, or it
+            needs code that is not trusted.
     """
     import torch
-    from transformers import AutoProcessor
 
     folder = _saved_folder(Path(path).expanduser())
     record = json.loads((folder / PROVENANCE).read_text())
     if record["format"] != _FORMAT:
         raise ConfigError(f"{folder / PROVENANCE}: format {record['format']}, this vlmft reads {_FORMAT}")
     family: ModelSpec = validate(ModelSpec, record["model"])
+    if family.trust_remote_code and not trust_remote_code:
+        raise ConfigError(
+            f"{folder}: was trained with the Python code of {family.path} at commit {family.revision}, which is not "
+            "run unasked; if you trust it: vlmft.load(..., trust_remote_code=True)"
+        )
     recipe = validate(Recipe, record["recipe"])
     _check_base(folder, family, record["base"]["sha256"])
+    if family.trust_remote_code:
+        check_copied(folder, family.folder())
+    processor = read_processor(folder, family.trust_remote_code)
     dtype = torch_dtype(record["precision"])
     model = apply_recipe(family.load_model(torch.device(device)), recipe, family, dtype)
     if recipe.adapters:
@@ -98,7 +109,7 @@ def load(path: str | Path, device: "str | torch.device" = "cpu") -> tuple[Any, A
     model.requires_grad_(False)
     model.eval()
     compute_in(model, dtype, torch.device(device))
-    return model, AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    return model, processor
 
 
 def hash_weights(folder: Path) -> dict[str, str]:
