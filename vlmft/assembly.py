@@ -19,7 +19,7 @@ from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation import Generate
 from vlmft.run_folder import RunFolder
 from vlmft.training.ranks import rank, world_size
-from vlmft.training.steps import StepPlan
+from vlmft.training.step_plan import StepPlan
 from vlmft.training.stop import StopRequest
 
 if TYPE_CHECKING:

@@ -98,6 +98,7 @@ def fingerprint(config: "TrainConfig", data: "RunData", ranks: int, config_text:
         if not _is_free(key)
     }
     found |= {f"data.{name}.{key}": v for name, file in data.fingerprints().items() for key, v in file.items()}
+    found |= {f"held_out.{name}.{key}": v for name, f in data.held_out_fingerprints().items() for key, v in f.items()}
     found |= {f"library.{name}": importlib.metadata.version(name) for name in _LIBRARIES}
     found["library.python"] = platform.python_version()
     found["ranks"] = ranks

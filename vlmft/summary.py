@@ -94,14 +94,21 @@ def check_line(report: "CheckReport") -> str:
     return "\n".join([*lines, *(f"         {problem}" for problem in report.problems)])
 
 
-def headline(config: "TrainConfig", folder: RunFolder, plan: object, held_out: int) -> str:
-    """The run in four lines; derived numbers are shown as arithmetic."""
+def headline(config: "TrainConfig", folder: RunFolder, plan: object, held_out: int, judged: int) -> str:
+    """The run in four lines; derived numbers are shown as arithmetic.
+
+    Args:
+        held_out: samples kept out of training.
+        judged: how many of them the model is to answer.
+    """
     entries = (f"{name} x {spec.visits:g}" if spec.visits != 1 else name for name, spec in config.dataset.items())
-    judged = str(held_out) if held_out else "nothing (holdout=0.05 or eval_dataset= would tell whether it got better)"
+    rest = "nothing (holdout=0.05 or eval_dataset= would tell whether it got better)"
+    if held_out:
+        rest = str(held_out) if judged == held_out else f"{held_out}, {judged} of them judged"
     return (
         f"run      {folder.path}\n"
         f"model    {type(config.model).__name__}, {config.model.folder()}, {config.precision}\n"
-        f"data     {' + '.join(entries)}; held out: {judged}\n"
+        f"data     {' + '.join(entries)}; held out: {rest}\n"
         f"steps    {plan}"
     )
 

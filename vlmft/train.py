@@ -71,10 +71,13 @@ def main() -> NoReturn:
 def train(config: TrainConfig, composition: Composition) -> int:
     """Carry out one composed run on this machine; return its exit code."""
     from vlmft import launch
+    from vlmft.training.step_plan import refuse_uneven_shares
 
     if launch.joined():
         return join(config, composition)
     ranks = number_of_ranks(config.strategy)
+    refuse_uneven_shares(config.global_batch_size, ranks)
+    config.model.refuse_missing_folder()
     with opened(config, composition, ranks) as folder:
         if folder is None:
             return 0

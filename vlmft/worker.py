@@ -98,7 +98,8 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     encoder, collator = assembly.encoding(config, processor)
     assembly.check_encoding(config, data, encoder)
     evaluator = assembly.evaluator(config, data, encoder, collator, stop)
-    console.print(summary.headline(config, folder, plan, len(evaluator.samples) if evaluator else 0))
+    judged = len(evaluator.samples) if evaluator else 0
+    console.print(summary.headline(config, folder, plan, data.num_held_out, judged))
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
     assembly.seed_everything(config.seed)

@@ -132,7 +132,8 @@ def test_both_ranks_see_text_only_steps(home: Path) -> None:
     from vlmft.data import LLaVADataset
     from vlmft.data.mixture import Mixture, MixturePart
     from vlmft.encoding.loading import EncodedGroup
-    from vlmft.training.steps import StepDataset, StepPlan
+    from vlmft.training.step_plan import StepPlan
+    from vlmft.training.steps import StepDataset
 
     source = LLaVADataset(data_path=home / "data" / "dataset.json").open("mine")
     mixture = Mixture([MixturePart(source, 1, range(len(source)))], compose().seed)

@@ -16,7 +16,8 @@ from vlmft.encoding.loading import EncodedGroup
 from vlmft.recipes.groups import parameter_groups
 from vlmft.training.arguments import training_arguments
 from vlmft.training.sft import Parts, SftTrainer
-from vlmft.training.steps import StepDataset, StepLoader, StepPlan
+from vlmft.training.step_plan import StepPlan
+from vlmft.training.steps import StepDataset, StepLoader
 from vlmft.training.stop import StopRequest
 
 

@@ -44,9 +44,14 @@ class RunData:
             complete=held_out.complete and trained.complete,
         )
 
+    @property
+    def num_held_out(self) -> int:
+        """Samples that are kept out of training."""
+        return sum(len(rows) for _, rows in self.held_out)
+
     def held_out_samples(self, at_most: int | None) -> list[Sample]:
         """Read the held-out samples, at most so many of each entry in proportion, the same in every run."""
-        total = sum(len(rows) for _, rows in self.held_out)
+        total = self.num_held_out
         if at_most is None or total <= at_most:
             shares = [len(rows) for _, rows in self.held_out]
         else:
@@ -60,6 +65,10 @@ class RunData:
     def fingerprints(self) -> dict[str, dict[str, str | int]]:
         """Each training entry's data file by hash and number of rows."""
         return {part.source.name: part.source.fingerprint() for part in self.mixture.parts}
+
+    def held_out_fingerprints(self) -> dict[str, dict[str, str | int]]:
+        """The same of each file that held-out samples come from."""
+        return {source.name: source.fingerprint() for source, _ in self.held_out}
 
 
 def open_run_data(
