@@ -202,6 +202,20 @@ class TestResumeNone:
             opened("resume=none")
 
 
+def test_other_held_out_samples_are_another_run(opened: Open, data_file: Path) -> None:
+    held_out = data_file.with_name("held_out.json")
+    registry = data_file.parents[1] / "registry" / "datasets" / "mine.yaml"
+    registry.write_text(
+        registry.read_text() + registry.read_text().replace("mine", "judge").replace("dataset.json", held_out.name)
+    )
+    rows = [row | {"id": f"held-{row['id']}", "image": []} for row in json.loads(data_file.read_text())][3:4]
+    held_out.write_text(json.dumps(rows))
+    opened("eval_dataset=judge")
+    held_out.write_text(json.dumps(rows) + " ")
+    (line,) = refused(opened, "eval_dataset=judge")
+    assert line.startswith("held_out.judge.sha256: was '")
+
+
 class TestResumePath:
     @pytest.fixture
     def origin(self, opened: Open) -> Path:

@@ -152,3 +152,9 @@ def test_fingerprints_name_each_training_file(spec: MakeSpec) -> None:
     first = opened({"a": spec("a", 5), "b": spec("b", 7)}, {"e": spec("e", 2)}).fingerprints()
     assert {name: found["rows"] for name, found in first.items()} == {"a": 5, "b": 7}
     assert len({str(found["sha256"]) for found in first.values()}) == 2
+
+
+def test_held_out_files_are_named_by_themselves(spec: MakeSpec) -> None:
+    data = opened({"a": spec("a", 5)}, {"e": spec("e", 2)})
+    assert {name: found["rows"] for name, found in data.held_out_fingerprints().items()} == {"e": 2}
+    assert data.num_held_out == 2

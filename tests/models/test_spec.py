@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.support import CPU, literally, tiny
 from vlmft.errors import ConfigError
@@ -55,6 +56,23 @@ def test_weights_that_run_code_are_refused(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(tiny().load_model(CPU).state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=literally(f"{folder} holds no *.safetensors; other weight files are not")):
+        checkpoint(str(folder)).load_model(CPU)
+
+
+@pytest.mark.parametrize("damage", ["missing", "another shape"])
+def test_weights_that_would_start_at_random_are_refused(tmp_path: Path, damage: str) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(tiny().folder(), folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "layers.0.mlp.up_proj" in name)
+    found = weights.pop(name)
+    if damage == "another shape":
+        weights[name] = found[1:].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    message = (
+        f"model.path: {folder} lacks 1 weights of Qwen2_5_VLForConditionalGeneration, or has them in another shape: "
+    )
+    with pytest.raises(ConfigError, match=f"^{literally(message)}.*layers.0.mlp.up_proj.weight; it is damaged"):
         checkpoint(str(folder)).load_model(CPU)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import encoding, literally
+from tests.support import encoding
 from vlmft.data import LLaVADataset
 from vlmft.data.mixture import Mixture, MixturePart
 from vlmft.data.problems import SampleError

@@ -124,14 +124,24 @@ class ModelSpec(Spec, abstract=True):
                 f"  where it has some and you trust them, convert them: {_conversion(folder)}",
             )
         with _own_code_explained(folder):
-            return AutoModelForImageTextToText.from_pretrained(
+            model, found = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype="auto",
                 attn_implementation=self.attention,
                 use_safetensors=True,
                 device_map=device,
                 trust_remote_code=self.trust_remote_code,
+                ignore_mismatched_sizes=True,  # they are refused below, with their names
+                output_loading_info=True,
             )
+        # transformers warns, and goes on with random weights.
+        if lacking := sorted(found["missing_keys"]) + sorted(str(key) for key, *_ in found["mismatched_keys"]):
+            raise ConfigError(
+                f"model.path: {folder} lacks {len(lacking)} weights of {type(model).__name__}, or has them in another "
+                f"shape: {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; it is damaged, or of another "
+                "class than its config.json says"
+            )
+        return model
 
     def set_pixel_budget(self, processor: Any) -> None:
         """Write min_pixels and max_pixels into the processor, so that they are saved with the model.
