@@ -25,12 +25,14 @@ from vlmft.training.stop import StopRequest
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
     from vlmft.evaluation.generate import Answer, Evaluator
     from vlmft.train import TrainConfig
+    from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.commit import Committed
     from vlmft.training.sft import SftTrainer
+    from vlmft.training.trackers import Guard
 
 
 def quiet_libraries() -> None:
@@ -92,11 +94,11 @@ def training_arguments(config: "TrainConfig", folder: RunFolder, plan: StepPlan)
     )
 
 
-def trackers(config: "TrainConfig", folder: RunFolder) -> "list[TrainerCallback]":
+def trackers(config: "TrainConfig", folder: RunFolder) -> "list[Guard]":
     """Rank 0's trackers."""
-    from vlmft.training.arguments import tracker_callbacks
+    from vlmft.training.trackers import tracker_callbacks
 
-    return tracker_callbacks(config.logger, folder.tb) if rank() == 0 else []
+    return tracker_callbacks(config.logger, folder.path, folder.tb) if rank() == 0 else []
 
 
 def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
@@ -178,12 +180,12 @@ def sft_trainer(
     collator: Collator,
     data: RunData,
     plan: StepPlan,
-    trackers: "list[TrainerCallback]",
+    trackers: "list[Guard]",
     stop: StopRequest,
     console: "Console",
     start: "Committed | None",
-) -> "Iterator[SftTrainer]":
-    """The trainer, beginning at the checkpoint `start`, with metrics.jsonl and the progress bar open on rank 0."""
+) -> "Iterator[tuple[SftTrainer, Checkpoints]]":
+    """The trainer and its checkpoints, beginning at `start`; on rank 0 with metrics.jsonl and progress bar open."""
     from vlmft.recipes.groups import parameter_groups
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.progress import TrainingProgress
@@ -221,6 +223,8 @@ def sft_trainer(
         checkpoints = Checkpoints(trainer, folder.checkpoints, *saving, facts, start)
         trainer.add_callback(checkpoints)
         yield trainer, checkpoints
+        for tracker in trackers:
+            tracker.close()
 
 
 def checkpoint_to_start_from(config: "TrainConfig", folder: RunFolder) -> "Committed | None":

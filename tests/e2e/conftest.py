@@ -16,8 +16,17 @@ from typing import Any
 import psutil
 import pytest
 
-# What decides where a command finds its choices, or whether it joins other ranks.
-_FROM_OUTSIDE = ("VLMFT_PATH", "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "HYDRA_FULL_ERROR")
+# What decides where a command finds its choices, whether it joins other ranks, or where its tracker writes.
+_FROM_OUTSIDE = (
+    "VLMFT_PATH",
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "HYDRA_FULL_ERROR",
+    "WANDB_DIR",
+)
 
 TIMEOUT_S = 600
 

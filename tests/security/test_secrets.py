@@ -19,6 +19,7 @@ WORDS = (
     "trainer.save_every=1",
     "trainer.num_workers=0",
     "evaluation=none",
+    "logger=wandb",
     "dataset.shapes.train_samples=64",
     "dataset.shapes.eval_samples=8",
     "global_batch_size=4",
@@ -29,7 +30,9 @@ WORDS = (
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory: pytest.TempPathFactory) -> Ended:
-    done = typed_in(tmp_path_factory.mktemp("secrets"), *WORDS, CANARY=REFERENCED, **UNREFERENCED)
+    folder = tmp_path_factory.mktemp("secrets")
+    # Offline, wandb writes what it would upload. Its other files go below HOME.
+    done = typed_in(folder, *WORDS, CANARY=REFERENCED, WANDB_MODE="offline", HOME=str(folder), **UNREFERENCED)
     assert done.code == 0, done.err
     return done
 
@@ -47,6 +50,13 @@ def holding(folder: Path, secret: str) -> list[str]:
 def test_no_file_and_no_output_holds_a_secret(ended: Ended, secret: str) -> None:
     assert holding(ended.folder, secret) == []
     assert secret not in ended.out + ended.err
+
+
+def test_what_a_tracker_would_upload_is_among_the_files(ended: Ended) -> None:
+    """The arguments and figures are readable in wandb's file, so a secret would be."""
+    (upload,) = ended.run.glob("wandb/offline-run-*/*.wandb")
+    for uploaded in (b"gradient_accumulation_steps", b"qwen2_5_vl", b"train/loss"):
+        assert uploaded in upload.read_bytes()
 
 
 def test_the_reference_stays_in_the_config(ended: Ended) -> None:

@@ -7,8 +7,7 @@ import torch
 
 from tests.support import compose, literally
 from vlmft.errors import ConfigError
-from vlmft.training.arguments import tracker_callbacks, training_arguments, uses_cpu
-from vlmft.training.specs import Logger
+from vlmft.training.arguments import training_arguments, uses_cpu
 
 
 def arguments(folder: Path, *words: str) -> Any:
@@ -62,22 +61,6 @@ def test_a_gpu_that_is_not_there_is_refused() -> None:
         uses_cpu(compose("strategy.device=cuda").strategy)
     assert uses_cpu(compose("strategy.device=cpu").strategy)
     assert uses_cpu(compose().strategy)
-
-
-def test_trackers_are_made_and_tensorboard_writes_into_the_run(tmp_path: Path) -> None:
-    assert tracker_callbacks(Logger(report_to=()), tmp_path) == []
-    (callback,) = tracker_callbacks(Logger(report_to=("tensorboard",)), tmp_path / "tb")
-    assert type(callback).__name__ == "TensorBoardCallback"
-    assert callback.logging_dir == str(tmp_path / "tb")
-
-
-def test_every_tracker_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.integrations.integration_utils.is_wandb_available", lambda: False)
-    with pytest.raises(ConfigError) as caught:
-        tracker_callbacks(Logger(report_to=("wandb", "tensorbord", "tensorboard")), tmp_path)
-    missing, misspelt = caught.value.problems
-    assert missing.startswith("logger.report_to: wandb: ") and "pip install wandb" in missing
-    assert misspelt.startswith("logger.report_to: tensorbord: tensorbord is not supported") and "wandb" in misspelt
 
 
 def test_8_bit_adamw_without_its_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,16 +1,16 @@
 """vlmft's choices as transformers' TrainingArguments; building them joins the process group."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlmft.errors import ConfigError
 from vlmft.models.spec import Precision
 from vlmft.training.optim import OptimSpec
 from vlmft.training.ranks import world_size
-from vlmft.training.specs import Logger, Strategy, TrainerSpec
+from vlmft.training.specs import Strategy, TrainerSpec
 
 if TYPE_CHECKING:
-    from transformers import TrainerCallback, TrainingArguments
+    from transformers import TrainingArguments
 
 
 def training_arguments(
@@ -84,27 +84,3 @@ def uses_cpu(strategy: Strategy) -> bool:
     if strategy.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("strategy.device: cuda was asked for, torch finds no CUDA device here")
     return strategy.device == "cpu" or not torch.cuda.is_available()
-
-
-def tracker_callbacks(logger: Logger, tb_folder: Path) -> "list[TrainerCallback]":
-    """A callback for each tracker; made before weights are loaded, so that a missing one is found at once.
-
-    Raises:
-        ConfigError: a name is unknown to transformers, or its package is not installed.
-    """
-    from transformers.integrations import TensorBoardCallback, get_reporting_integration_callbacks
-
-    callbacks: list[Any] = []
-    problems: list[str] = []
-    for name in logger.report_to:
-        try:
-            (kind,) = get_reporting_integration_callbacks([name])
-            callback = kind()
-        except (ValueError, RuntimeError, ImportError) as error:
-            problems.append(f"logger.report_to: {name}: {error}")
-            continue
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(tb_folder)
-        callbacks.append(callback)
-    ConfigError.raise_if(problems)
-    return callbacks
