@@ -219,12 +219,41 @@ def test_leaving_alone_sends_no_signal_to_the_others(start: Callable[..., Driver
     assert (ended["exit_code"], driver.seen(1)) == (75, [])
 
 
-def test_failure_after_a_peer_left_on_request_is_told(start: Callable[..., Driver]) -> None:
-    driver = start({"code": 75}, {"code": 1})
+@pytest.mark.parametrize("code", [1, 134])
+def test_the_loss_of_a_peer_that_left_on_request_is_no_failure(start: Callable[..., Driver], code: int) -> None:
+    driver = start({"code": 75}, {"code": code})
     driver.go(0)
     until(lambda: not alive(driver.pids[0]), "rank 0 has left")
     driver.go(1)
-    assert driver.end()["reason"] == "rank 1 ended with exit code 1"
+    ended = driver.end()
+    assert (ended["exit_code"], ended["reason"]) == (75, "rank 0 ended with exit code 75")
+
+
+@pytest.mark.parametrize("code", [3, 139])
+def test_a_failure_that_no_lost_peer_explains_is_told(start: Callable[..., Driver], code: int) -> None:
+    driver = start({"code": 75}, {"code": code})
+    driver.go(0)
+    until(lambda: not alive(driver.pids[0]), "rank 0 has left")
+    driver.go(1)
+    ended = driver.end()
+    assert (ended["exit_code"], ended["reason"]) == (code, f"rank 1 ended with exit code {code}")
+
+
+def test_the_others_are_told_when_one_left_alone(start: Callable[..., Driver]) -> None:
+    """Somebody asked rank 0, and nobody rank 1, which is busy or waits for it."""
+    driver = start({"code": 130}, {"on_signal": 75})
+    driver.go(0)
+    ended = driver.end()
+    assert (ended["exit_code"], ended["reason"]) == (130, "rank 0 ended with exit code 130")
+    assert driver.seen(1) == ["SIGTERM"]
+
+
+def test_one_that_waits_for_a_peer_that_left_is_killed(start: Callable[..., Driver]) -> None:
+    """In a collective it hears no signal."""
+    driver = start({"code": 75}, {"on_signal": None}, timeout_s=0.4)
+    driver.go(0)
+    ended = driver.end()
+    assert (ended["exit_code"], ended["reason"]) == (75, "rank 0 ended with exit code 75")
 
 
 @pytest.mark.parametrize(

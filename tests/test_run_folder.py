@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from vlmft import run_folder
-from vlmft.errors import ConfigError, StorageError
+from vlmft.errors import ConfigError, NumericError, StorageError
 from vlmft.run_folder import MetricsWriter, RunFolder, state_of
 
 
@@ -113,6 +113,44 @@ def test_finish_without_start_keeps_the_seconds_it_is_given(folder: RunFolder) -
     folder.finish(75, "preempted at step 4", seconds=1.5)
     result = folder.read_result()
     assert (result["state"], result["seconds"]) == ("preempted", 1.5)
+
+
+class TestSettle:
+    """What the driver makes of result.json once the ranks are gone."""
+
+    @pytest.mark.parametrize("code", [0, 3, 75])
+    def test_the_word_of_rank_0_stands_where_it_has_the_commands_code(self, folder: RunFolder, code: int) -> None:
+        folder.start()
+        folder.finish(code, "as rank 0 saw it")
+        folder.write_last_words(1, "as rank 1 saw it")
+        folder.settle(code, "rank 1 ended", failed_rank=1 if code else None)
+        assert folder.read_result()["reason"] == "as rank 0 saw it"
+        assert list(folder.path.glob(".rank-*")) == []
+
+    @pytest.mark.parametrize(("said", "code"), [(None, 4), (1, 4), (1, 1), (0, 1), (75, 2)])
+    def test_else_that_of_the_rank_that_failed(self, folder: RunFolder, said: int | None, code: int) -> None:
+        folder.start()
+        if said is not None:
+            folder.finish(said, "connection closed by peer")
+        folder.write_last_words(1, "out of memory")
+        folder.settle(code, "rank 1 ended", failed_rank=1)
+        found = folder.read_result()
+        assert (found["state"], found["exit_code"], found["reason"]) == ("failed", code, "rank 1: out of memory")
+
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_a_rank_that_said_nothing(self, folder: RunFolder, rank: int) -> None:
+        folder.start()
+        folder.settle(137, f"rank {rank} was killed by signal SIGKILL", failed_rank=rank)
+        found = folder.read_result()
+        assert (found["exit_code"], found["reason"]) == (137, f"rank {rank} was killed by signal SIGKILL")
+
+    def test_a_new_life_forgets_the_words_and_the_bad_step_of_the_last(self, folder: RunFolder) -> None:
+        folder.write_last_words(1, "out of memory")
+        folder.write_bad_step(NumericError("the loss is nan", step=3, samples=["a"]))
+        folder.start()
+        folder.settle(1, "rank 1 ended with exit code 1", failed_rank=1)
+        assert folder.read_result()["reason"] == "rank 1 ended with exit code 1"
+        assert not folder.bad_step.exists()
 
 
 @pytest.mark.parametrize(

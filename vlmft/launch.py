@@ -32,9 +32,13 @@ from vlmft.errors import (
 ECHO_S = 0.5
 """Signals closer together than this are one request: `timeout` and wrappers of its kind signal a
 process and then its group, so that the driver hears one request twice."""
+LONE_S = 5.0
+"""What the other ranks get to leave by themselves once one has left on request. Ranks that agreed to leave do so
+together; those that heard of no request are then given one."""
 
 _LEFT_ON_REQUEST = (PreemptedError.exit_code, InterruptedRunError.exit_code)
 _CAUSES = tuple(error.exit_code for error in (ConfigError, NumericError, OutOfMemoryError, StorageError))
+_LOST_PEER = (1, 128 + signal.SIGABRT, 128 + signal.SIGTERM)  # gloo's error, NCCL's abort, our word without a handler
 _BOND = "VLMFT_DRIVER_PIPE"  # "<file descriptor>:<shutdown_timeout_s>"
 
 
@@ -62,9 +66,11 @@ def run_ranks(command: Sequence[str], ranks: int, env: Mapping[str, str], shutdo
     Exit codes pass through; death by signal n counts as 128+n. A rank that ends with anything but 0
     ends the others, and the first such rank gives the result, with two exceptions: a later rank that
     states a cause (codes 2 to 5) replaces one that does not, since losing its peers makes a rank fail
-    with 1 before the true culprit has left; and any failure replaces 75 and 130, the codes of leaving
-    on request. A rank that a passed-on signal killed before it had a handler counts as 75, or 130 for
-    SIGINT; one killed by the second signal counts as 128+n of that signal.
+    with 1 before the true culprit has left; and a failure replaces 75 and 130, the codes of leaving on
+    request, unless it may come of the loss of that rank, which may have been asked alone: then the others
+    fail as they miss it, or get a SIGTERM after `LONE_S`. A rank that a passed-on signal killed before it
+    had a handler counts as 75, or 130 for SIGINT; one killed by the second signal counts as 128+n of that
+    signal.
 
     Raises:
         OSError: the command cannot be started.
@@ -191,6 +197,7 @@ class _Ranks:
         self.passed_on: set[signal.Signals] = set()
         self.stop_asked_at: float | None = None
         self.deadline: float | None = None
+        self.tell_others_at: float | None = None
         self.leaving_since = ""  # what started the deadline, in words
         self.timed_out = False
         self.killed_by: signal.Signals | None = None
@@ -213,12 +220,12 @@ class _Ranks:
 
     def wait(self) -> RanksExit:
         while self.running:
-            left_s = None if self.deadline is None or self.timed_out else max(0.0, self.deadline - time.monotonic())
+            times = (None if self.timed_out else self.deadline, self.tell_others_at)
+            due = min((at for at in times if at is not None), default=None)
             try:
-                event = self.events.get(timeout=left_s)
+                event = self.events.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
             except queue.Empty:
-                self.timed_out = True
-                self._kill()
+                self._on_time()
                 continue
             if isinstance(event, _Signalled):
                 self._on_signal(event.signal, event.at)
@@ -257,6 +264,14 @@ class _Ranks:
             child.wait()
         self.events.put(_Ended(rank))
 
+    def _on_time(self) -> None:
+        if self.tell_others_at is not None and self.tell_others_at <= time.monotonic():
+            self.tell_others_at = None
+            self._send(signal.SIGTERM)
+        if self.deadline is not None and self.deadline <= time.monotonic():
+            self.timed_out = True
+            self._kill()
+
     def _on_signal(self, received: signal.Signals, now: float) -> None:
         if received is signal.SIGUSR1:
             if self.received is not None:
@@ -269,6 +284,7 @@ class _Ranks:
             self.killed_by = self.killed_by or received
             self._kill()
             return
+        self.tell_others_at = None
         self.received = self.received or received
         self.passed_on.add(received)
         self._send(received)
@@ -278,13 +294,20 @@ class _Ranks:
         failure = self._judge(rank, self._reap(rank))
         if failure is None:
             return
-        if self.failure is None or failure.weight > self.failure.weight:
+        if self.failure is None or (failure.weight > self.failure.weight and not self._lost_a_peer(failure)):
             self.failure = failure
         if self.deadline is None:
-            # Ranks leave on request together, and would take a signal of ours for the second one.
             if failure.weight > 0:
                 self._send(signal.SIGTERM)
+            else:  # those that leave together with it would take a signal of ours for the second one
+                self.tell_others_at = time.monotonic() + LONE_S
             self._start_deadline(f"the end of rank {rank}")
+
+    def _lost_a_peer(self, failure: _Failure) -> bool:
+        """Whether `failure` may only say that a rank before it left on request."""
+        if self.failure is None or self.failure.weight > 0 or failure.weight != 1 or self.killed_by is not None:
+            return False
+        return self.received is None if self.timed_out else failure.code in _LOST_PEER
 
     def _judge(self, rank: int, returncode: int) -> _Failure | None:
         if returncode == 0:

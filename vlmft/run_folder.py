@@ -9,6 +9,7 @@ result.json        state, exit_code, reason, steps, seconds, train {...},
                    eval {base {metric: value}, tuned {metric: value}, p_value}
 """
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -19,7 +20,6 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -160,6 +160,9 @@ class RunFolder:
             started=_now(),
             ended=None,
         )
+        with _storage(self.path):
+            self.bad_step.unlink(missing_ok=True)
+            self._clear_last_words()
 
     def finish(self, exit_code: int, reason: str, **fields: Any) -> None:
         """Say in result.json how the run ended; the state follows from the exit code.
@@ -170,6 +173,37 @@ class RunFolder:
             seconds = (datetime.now(UTC) - datetime.fromisoformat(started)).total_seconds()
             fields = {"seconds": round(seconds, 1), **fields}
         self.write_result(state=state_of(exit_code), exit_code=exit_code, reason=reason, ended=_now(), **fields)
+
+    def settle(self, exit_code: int, reason: str, failed_rank: int | None) -> None:
+        """For the driver, once the ranks are gone: have result.json say how the command ends.
+
+        Rank 0 may have had no time to say anything, or may have lost another rank without knowing why.
+
+        Args:
+            reason: where the rank left no word of its own.
+            failed_rank: the one whose end is the run's; None where none failed.
+        """
+        said = self.read_result().get("exit_code")
+        if said != exit_code or (exit_code == 1 and failed_rank != 0):
+            words = self._last_words(failed_rank)
+            with contextlib.suppress(FileNotFoundError):
+                reason = f"rank {failed_rank}: {words.read_text(encoding='utf-8')}"
+            self.finish(exit_code, reason)
+        with _storage(self.path):
+            self._clear_last_words()
+
+    def write_last_words(self, rank: int, reason: str) -> None:
+        """Say, for the driver, why a rank other than 0 ends. Raises `StorageError` where that fails."""
+        path = self._last_words(rank)
+        with _storage(path):
+            path.write_text(reason, encoding="utf-8")
+
+    def _last_words(self, rank: int | None) -> Path:
+        return self.path / f".rank-{rank}.reason"
+
+    def _clear_last_words(self) -> None:
+        for path in self.path.glob(".rank-*.reason"):
+            path.unlink()
 
     def write_result(self, **fields: Any) -> None:
         """Merge `fields` into result.json: objects key by key, at every depth; anything else replaces what stood.
@@ -306,7 +340,7 @@ class MetricsWriter:
         self.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _storage(path: Path) -> Iterator[None]:
     try:
         yield

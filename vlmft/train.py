@@ -87,8 +87,7 @@ def train(config: TrainConfig, composition: Composition) -> int:
             env=thread_share(ranks, config.trainer.num_workers),
             shutdown_timeout_s=config.strategy.shutdown_timeout_s,
         )
-        if folder.read_result().get("state") == "running":  # no rank lived to say how it ended
-            folder.finish(ended.exit_code, ended.reason)
+        folder.settle(ended.exit_code, ended.reason, ended.failed_rank)
         return ended.exit_code
 
 

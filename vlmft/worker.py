@@ -31,6 +31,7 @@ def run_rank(folder: RunFolder) -> int:
             work(folder, stop)
         return 0
     except BaseException as error:
+        stop.ending = True
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would raise once more for a dead loader process
         known = classify(error)
         if known is None:
@@ -40,13 +41,15 @@ def run_rank(folder: RunFolder) -> int:
             code, reason = known.exit_code, str(known)
             lead = "error: " if world_size() == 1 else f"error: rank {rank()}: "
             sys.stderr.write("".join(f"{lead}{line}\n" for line in reason.splitlines()))
-        if rank() == 0:
-            try:
+        try:
+            if rank() != 0:
+                folder.write_last_words(rank(), reason)
+            else:
                 if isinstance(error, NumericError):
                     folder.write_bad_step(error)
                 folder.finish(code, reason)
-            except StorageError as full:
-                sys.stderr.write(f"error: {full}\n")
+        except StorageError as full:
+            sys.stderr.write(f"error: {full}\n")
         return code
 
 

@@ -78,3 +78,13 @@ def test_an_echo_outside_training_does_not_cut_short_the_leaving(stop: StopReque
 def test_a_rank_that_heard_nothing_stops_with_the_others() -> None:
     with pytest.raises(InterruptedRunError, match="^another rank was asked to stop; stopped after step 3$"):
         StopRequest(interrupted=True).stop_at("after step 3")
+
+
+def test_on_its_way_out_nothing_is_obeyed_any_more(stop: StopRequest, clock: list[float]) -> None:
+    with pytest.raises(PreemptedError):
+        send(signal.SIGTERM)
+    stop.ending = True
+    clock[0] += 10
+    send(signal.SIGTERM)
+    send(signal.SIGINT)
+    assert (stop.reason, stop.interrupted) == ("SIGTERM received", False)

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup, encode_group, load
-from vlmft.errors import DataError, VlmftError
+from vlmft.errors import DataError, StorageError, VlmftError
 from vlmft.evaluation.specs import Generate
 from vlmft.scoring import MetricSpec
 from vlmft.types import Sample
@@ -149,11 +149,14 @@ class _Prompts:
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write answers as JSONL, one a line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as stream:
-        for answer in answers:
-            stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    """Write answers as JSONL, one a line. Raises `StorageError` where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8") as stream:
+            for answer in answers:
+                stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def read_answers(path: Path) -> list[Answer]:

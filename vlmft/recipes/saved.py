@@ -12,8 +12,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from vlmft.config.spec import validate
-from vlmft.errors import ConfigError
+from vlmft.errors import ConfigError, StorageError
 from vlmft.models.pinned import check_copied
 from vlmft.models.spec import ModelSpec, Precision, read_processor
 from vlmft.recipes.apply import ADAPTER, apply_recipe
@@ -46,14 +48,10 @@ def save(
         base_sha256: of the base's weight files, see `hash_weights`.
         unreached: trained weights that no gradient reached, frozen by the probe: they stay the base's own.
         provenance: anything more that belongs into `vlmft.json`: config, dataset fingerprints, versions.
+
+    Raises:
+        StorageError: a file cannot be written. Without its `vlmft.json`, the last of them, the folder does not load.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    if recipe.adapters:
-        model.save_pretrained(folder, save_embedding_layers=False)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-    else:
-        _save_trained(model, folder)
-    processor.save_pretrained(folder)
     family = family.located()
     record = {
         "format": _FORMAT,
@@ -64,7 +62,17 @@ def save(
         "unreached": list(unreached),
         **provenance,
     }
-    (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if recipe.adapters:
+            model.save_pretrained(folder, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        else:
+            _save_trained(model, folder)
+        processor.save_pretrained(folder)
+        (folder / PROVENANCE).write_text(json.dumps(record, indent=2) + "\n")
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
 
 
 def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote_code: bool = False) -> tuple[Any, Any]:

@@ -16,6 +16,8 @@ class StopRequest:
     """Collects signals. While training it waits for the end of the step, so that all ranks stop at the same one."""
 
     deferred: bool = False
+    ending: bool = False
+    """The process is on its way out already: a signal changes nothing any more."""
     reason: str = ""
     interrupted: bool = False
     _since: float = 0.0
@@ -36,6 +38,8 @@ class StopRequest:
         raise kind(f"{self.reason or 'another rank was asked to stop'}; stopped {where}")
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.ending:
+            return
         # `timeout` and cluster managers signal a process and then its whole group: one wish, heard twice.
         echo = bool(self.reason) and time.monotonic() - self._since < ECHO_S
         again = bool(self.reason) and not echo
