@@ -48,7 +48,8 @@ while time.monotonic() < end:
         os._exit(plan["code"])
 """
 DRIVER = """
-import dataclasses, json, os, sys
+import dataclasses, json, os, signal, sys
+signal.signal(signal.SIGHUP, getattr(signal, os.environ.get("HANGUP", "SIG_DFL")))  # not what the tests run under
 from vlmft.launch import run_ranks
 folder, ranks, timeout_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
 ended = run_ranks([sys.executable, "-S", "-c", os.environ["RANK_CODE"]], ranks, {"FOLDER": folder}, timeout_s)
@@ -275,6 +276,16 @@ def test_signal_is_passed_on_once_to_every_rank(
     assert ended["exit_code"] == code
     assert ended["signal_received"] == signal.Signals[seen]
     assert [driver.seen(rank) for rank in range(2)] == [[seen], [seen]]
+
+
+def test_under_nohup_a_hangup_is_no_signal(start: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HANGUP", "SIG_IGN")
+    driver = start({"on_signal": 75})
+    driver.send(signal.SIGHUP)
+    driver.send(signal.SIGINT)
+    ended = driver.end()
+    assert ended["signal_received"] == signal.SIGINT
+    assert [driver.seen(rank) for rank in range(2)] == [["SIGINT"], ["SIGINT"]]
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)])
