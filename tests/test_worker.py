@@ -372,9 +372,10 @@ class TestClassify:
     def test_memory(self) -> None:
         found = worker.classify(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
         assert isinstance(found, OutOfMemoryError) and found.exit_code == 4
-        message, advice = found.problems
+        message, advice, by_itself = found.problems
         assert message == "CUDA out of memory. Tried to allocate 2.00 GiB."
         assert advice.startswith("change, in order of effect: batching.max_tokens (lower), ")
+        assert by_itself.startswith("on a single rank, trainer.oom_retries=3 lowers")
 
     @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
     def test_storage(self, number: int) -> None:
