@@ -17,13 +17,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from common import Spread, provenance, show, write_result
+from common import Spread, make_mid_size, provenance, show, write_result
 
 ROUNDS, QUICK_ROUNDS = 15, 3
 RECIPES = ("fft", "lora_llm")
 STEPS = 2
-MID_SIZE = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 10, "num_attention_heads": 10}
-"""The LLM of the mid-size model; its tower stays tiny."""
 
 
 def main() -> int:
@@ -66,48 +64,6 @@ def rows(title: str, found: dict[str, Any]) -> list[tuple[str, ...]]:
         )
         for side in ("vlmft", "trainer")
     ]
-
-
-def make_mid_size(folder: Path) -> Path:
-    """Write a random checkpoint of the tiny one's classes with a larger LLM."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    shutil.copytree(composed_model().folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    config = AutoConfig.from_pretrained(folder)
-    text = config.text_config
-    for name, value in MID_SIZE.items():
-        setattr(text, name, value)
-    text.num_key_value_heads = text.num_attention_heads
-    text.layer_types = None
-    text.max_window_layers = text.num_hidden_layers
-    head = text.hidden_size // text.num_attention_heads // 2
-    sections = {"mrope_section": [head - 2 * (head // 3), head // 3, head // 3]}
-    text.rope_parameters = dict(text.rope_parameters) | sections
-    config.vision_config.out_hidden_size = text.hidden_size
-    torch.manual_seed(0)
-    values = config.to_dict()
-    values["text_config"].pop("layer_types", None)
-    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values), dtype=torch.float32)
-    model.save_pretrained(folder)
-    return folder
-
-
-def composed_model() -> Any:
-    """The model spec of the embedded default."""
-    from vlmft.config.app import run_app
-    from vlmft.train import TrainConfig
-
-    found: list[Any] = []
-
-    def keep(config: TrainConfig, composition: Any) -> int:
-        found.append(config.model)
-        return 0
-
-    run_app("train", TrainConfig, keep, argv=[])
-    return found[0]
 
 
 def measure(folder: Path, path: Path | None, recipe: str, rounds: int) -> dict[str, Any]:

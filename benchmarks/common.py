@@ -8,6 +8,7 @@ no user name and no path.
 import json
 import os
 import platform
+import shutil
 import statistics
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -22,6 +23,8 @@ from rich.table import Table
 from vlmft.run_folder import RunFolder
 
 RESULTS = Path(__file__).parent / "results"
+MID_SIZE = {"hidden_size": 640, "intermediate_size": 2560, "num_hidden_layers": 10, "num_attention_heads": 10}
+"""The LLM of the mid-size model; its tower stays tiny."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,49 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note
     console.print(table)
     for note in notes:
         console.print(note)
+
+
+def make_mid_size(folder: Path) -> Path:
+    """Write a random checkpoint of the tiny one's classes with a larger LLM."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    shutil.copytree(composed().model.folder(), folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = AutoConfig.from_pretrained(folder)
+    text = config.text_config
+    for name, value in MID_SIZE.items():
+        setattr(text, name, value)
+    text.num_key_value_heads = text.num_attention_heads
+    text.layer_types = None
+    text.max_window_layers = text.num_hidden_layers
+    head = text.hidden_size // text.num_attention_heads // 2
+    sections = {"mrope_section": [head - 2 * (head // 3), head // 3, head // 3]}
+    text.rope_parameters = dict(text.rope_parameters) | sections
+    config.vision_config.out_hidden_size = text.hidden_size
+    torch.manual_seed(0)
+    values = config.to_dict()
+    values["text_config"].pop("layer_types", None)
+    model = AutoModelForImageTextToText.from_config(AutoConfig.for_model(**values), dtype=torch.float32)
+    model.save_pretrained(folder)
+    return folder
+
+
+def composed(*words: str) -> Any:
+    """The checked config of `python -m vlmft.train *words`."""
+    from vlmft.config.app import run_app
+    from vlmft.train import TrainConfig
+
+    found: list[Any] = []
+
+    def keep(config: TrainConfig, composition: Any) -> int:
+        found.append(config)
+        return 0
+
+    if run_app("train", TrainConfig, keep, argv=list(words)):
+        raise RuntimeError(f"{words} cannot be composed")
+    return found[0]
 
 
 def _cpu_model() -> str:

@@ -20,6 +20,7 @@ from vlmft.encoding.encoder import Encoder
 from vlmft.models import ModelSpec
 from vlmft.recipes import Policy, Recipe
 from vlmft.recipes.apply import apply_recipe
+from vlmft.recipes.base import load_base
 from vlmft.recipes.dtypes import compute_in, torch_dtype
 from vlmft.train import TrainConfig
 from vlmft.types import Sample
@@ -68,7 +69,8 @@ def encoding(max_tokens: int | None = None) -> tuple[Encoder, Collator]:
 def with_recipe(config: TrainConfig) -> Any:
     """The config's model, loaded from disk, with the config's recipe and precision applied, as a worker does it."""
     dtype = torch_dtype(config.precision)
-    model = apply_recipe(config.model.load_model(CPU), config.recipe, config.model, dtype)
+    model = load_base(config.model, config.recipe, dtype, CPU)
+    model = apply_recipe(model, config.recipe, config.model, dtype)
     compute_in(model, dtype, CPU)
     return model
 

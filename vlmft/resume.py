@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from vlmft.errors import ConfigError
+from vlmft.recipes.saved import hash_weights, saved_folder
 from vlmft.run_folder import DONE, RunFolder
 from vlmft.training import commit
 
@@ -100,6 +101,8 @@ def fingerprint(config: "TrainConfig", data: "RunData", ranks: int, config_text:
     found |= {f"data.{name}.{key}": v for name, file in data.fingerprints().items() for key, v in file.items()}
     found |= {f"held_out.{name}.{key}": v for name, f in data.held_out_fingerprints().items() for key, v in f.items()}
     found |= {f"library.{name}": importlib.metadata.version(name) for name in _LIBRARIES}
+    if config.model.adapter is not None:
+        found |= {f"adapter.{name}": v for name, v in hash_weights(saved_folder(config.model.adapter)).items()}
     found["library.python"] = platform.python_version()
     found["ranks"] = ranks
     return found

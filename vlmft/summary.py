@@ -123,7 +123,10 @@ def recipe_table(rows: "Sequence[ComponentRow]", unreached: Sequence[str]) -> "T
     for column in ("parameters", "trainable", "precision", "learning rate", "memory*"):
         table.add_column(column, justify="right")
     for row in rows:
-        rate = f"{row.lr:.1e}" if row.trainable else "-"
+        lowest, highest = row.lr
+        rate = "-" if not row.trainable else f"{highest:.1e}"
+        if lowest < highest:
+            rate = f"{lowest:.1e} to {rate}"
         memory = format_bytes(row.memory_bytes)
         table.add_row(
             row.component, row.policy, f"{row.parameters:,}", f"{row.trainable:,}", row.precision, rate, memory
@@ -132,6 +135,8 @@ def recipe_table(rows: "Sequence[ComponentRow]", unreached: Sequence[str]) -> "T
     share = f"{trainable:,} ({trainable / parameters:.2%})"
     table.add_row("all", "", f"{parameters:,}", share, "", "", format_bytes(sum(row.memory_bytes for row in rows)))
     table.caption = "* weights, gradients and optimiser state; without activations"
+    if copies := sum(row.copies_bytes for row in rows):
+        table.caption += f"\n  of it {format_bytes(copies)} are originals, kept beside what trains in full"
     if unreached:
         table.caption += f"\nno gradient reaches {len(unreached)} trained weights, now frozen: {', '.join(unreached)}"
     table.caption_justify = "left"

@@ -82,8 +82,9 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     from vlmft import assembly, summary
     from vlmft.config.app import load_config
     from vlmft.recipes.apply import apply_recipe
+    from vlmft.recipes.base import load_base
     from vlmft.recipes.dtypes import compute_in, torch_dtype
-    from vlmft.recipes.saved import hash_weights, save
+    from vlmft.recipes.saved import hash_weights, load_earlier, save
     from vlmft.recipes.table import component_rows
     from vlmft.train import TrainConfig
 
@@ -106,7 +107,10 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
     assembly.seed_everything(config.seed)
-    model = apply_recipe(family.load_model(args.device), recipe, family, torch_dtype(precision))
+    model = load_base(family, recipe, torch_dtype(precision), args.device)
+    model = apply_recipe(model, recipe, family, torch_dtype(precision))
+    if family.adapter is not None:
+        load_earlier(family.adapter, model, family, recipe)
     compute_in(model, torch_dtype(precision), args.device)
     unreached = assembly.probe(model, encoder, collator, args.device)
     rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)

@@ -72,6 +72,17 @@ PROJECTOR_COPY = copies(PROJECTOR_MODULE, PROJECTOR_TENSORS)
 TOWER_NORM_COPIES = tuple(name for norm in TOWER_NORMS for name in copies(norm))
 
 
+LLM_ADAPTERS = adapters(LLM_LINEAR)
+LLM_MAGNITUDES = tuple(f"{PEFT}{layer}.lora_magnitude_vector.default.weight" for layer in LLM_LINEAR)
+TOWER_ATTENTION = tuple(layer for layer in TOWER_LINEAR if ".attn." in layer)
+# Where tower and projector both train in full beside adapters, one copy holds both.
+TOWER_COPY = copies("model.visual", tuple(name.removeprefix("model.visual.") for name in TOWER))
+PROJECTOR_IN_TOWER_COPY = copies("model.visual", tuple(f"merger.{tensor}" for tensor in PROJECTOR_TENSORS))
+# The tiny model has two blocks in each: the last two are all of them, without what stands before and behind.
+TOWER_BLOCKS = tuple(name for name in TOWER if ".blocks." in name)
+LLM_BLOCKS = tuple(name for name in LLM if ".layers." in name)
+
+
 @dataclass(frozen=True)
 class Trains:
     """Live names of what trains, by component."""
@@ -82,6 +93,8 @@ class Trains:
     has_adapters: bool
     tower_factor: float | None
     """The tower's learning rate as a factor of the LLM's; None where it does not train."""
+    base: str | None = None
+    """What the LLM's linear layers are kept in, where they are quantised."""
 
     @property
     def names(self) -> set[str]:
@@ -92,10 +105,34 @@ SHIPPED = {
     "fft": Trains(TOWER, PROJECTOR, LLM, False, 0.1),
     "projector": Trains((), PROJECTOR, (), False, None),
     "fft_llm": Trains((), PROJECTOR, LLM, False, None),
-    "lora_llm": Trains((), PROJECTOR_COPY, adapters(LLM_LINEAR), True, None),
-    "lora_vt_llm": Trains(adapters(TOWER_LINEAR), PROJECTOR_COPY, adapters(LLM_LINEAR), True, 0.1),
-    "ln_vt_lora_llm": Trains(TOWER_NORM_COPIES, PROJECTOR_COPY, adapters(LLM_LINEAR), True, 0.1),
+    "fft_vt": Trains(TOWER, PROJECTOR, (), False, 0.1),
+    "ln_vt": Trains(tuple(f"{norm}.weight" for norm in TOWER_NORMS), PROJECTOR, (), False, 0.1),
+    "topk": Trains(TOWER_BLOCKS, PROJECTOR, LLM_BLOCKS, False, 0.1),
+    "lora_llm": Trains((), PROJECTOR_COPY, LLM_ADAPTERS, True, None),
+    "lora_llm_nf4": Trains((), PROJECTOR_COPY, LLM_ADAPTERS, True, None, "nf4"),
+    "lora_llm_int8": Trains((), PROJECTOR_COPY, LLM_ADAPTERS, True, None, "int8"),
+    "rslora_llm": Trains((), PROJECTOR_COPY, LLM_ADAPTERS, True, None),
+    "dora_llm": Trains((), PROJECTOR_COPY, (*LLM_ADAPTERS, *LLM_MAGNITUDES), True, None),
+    "lora_vt_llm": Trains(adapters(TOWER_LINEAR), PROJECTOR_COPY, LLM_ADAPTERS, True, 0.1),
+    "lora_vt_llm_nf4": Trains(adapters(TOWER_LINEAR), PROJECTOR_COPY, LLM_ADAPTERS, True, 0.1, "nf4"),
+    "ln_vt_lora_llm": Trains(TOWER_NORM_COPIES, PROJECTOR_COPY, LLM_ADAPTERS, True, 0.1),
+    "ln_vt_lora_llm_nf4": Trains(TOWER_NORM_COPIES, PROJECTOR_COPY, LLM_ADAPTERS, True, 0.1, "nf4"),
+    "fft_vt_lora_llm": Trains(TOWER_COPY, PROJECTOR_IN_TOWER_COPY, LLM_ADAPTERS, True, 0.1),
+    "fft_vt_lora_llm_nf4": Trains(TOWER_COPY, PROJECTOR_IN_TOWER_COPY, LLM_ADAPTERS, True, 0.1, "nf4"),
+    "custom": Trains(adapters(TOWER_ATTENTION), PROJECTOR_COPY, LLM_ADAPTERS, True, 0.1),
 }
+# Of those that differ in what trains, not in how: enough where a test is about that alone.
+DISTINCT = (
+    "fft",
+    "projector",
+    "ln_vt",
+    "topk",
+    "lora_llm",
+    "lora_llm_nf4",
+    "dora_llm",
+    "ln_vt_lora_llm",
+    "fft_vt_lora_llm",
+)
 WITH_ADAPTERS = [name for name, trains in SHIPPED.items() if trains.has_adapters]
 
 

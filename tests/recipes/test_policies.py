@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -99,8 +100,56 @@ def test_lora_adapts_layers_by_their_own_name(select: Select) -> None:
     assert set(select("llm", "lora", targets=["q_proj", "v_proj"]).adapted) == expected
 
 
-def test_lora_reaches_the_head_where_it_is_named(select: Select) -> None:
-    assert select("llm", "lora", targets=["lm_head"]).adapted == ("lm_head",)
+TOWER_ATTENTION = {layer for layer in TOWER_LINEAR if ".attn." in layer}
+LLM_MLP = {layer for layer in LLM_LINEAR if ".mlp." in layer}
+
+
+@pytest.mark.parametrize(
+    ("component", "targets", "layers"),
+    [
+        ("vision_tower", "attention", TOWER_ATTENTION),
+        ("vision_tower", "mlp", set(TOWER_LINEAR) - TOWER_ATTENTION),
+        ("llm", "mlp", LLM_MLP),
+        ("llm", ["attention", "down_proj"], {n for n in LLM_LINEAR if ".self_attn." in n or n.endswith("down_proj")}),
+        ("llm", "*.layers.1.mlp.*", {n for n in LLM_MLP if ".layers.1." in n}),
+        ("llm", ["*.[01].self_attn.[qv]_proj"], {n for n in LLM_LINEAR if n.endswith(("q_proj", "v_proj"))}),
+    ],
+)
+def test_lora_adapts_groups_and_patterns(select: Select, component: str, targets: object, layers: set[str]) -> None:
+    assert set(select(component, "lora", targets=targets).adapted) == layers
+
+
+def test_lora_takes_the_last_modules(select: Select) -> None:
+    assert select("llm", "lora", last_modules=3).adapted == LLM_LINEAR[-3:]
+    expected = tuple(name for name in LLM_LINEAR if name.endswith("q_proj"))[-1:]
+    assert select("llm", "lora", targets=["q_proj"], last_modules=1).adapted == expected
+    message = "recipe.llm.last_modules: 99 layers asked for, targets and exclude leave 14"
+    with pytest.raises(ConfigError, match=literally(message)):
+        select("llm", "lora", last_modules=99)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]])
+def test_lora_leaves_one_weight_at_both_ends_alone(select: Select, targets: list[str]) -> None:
+    with pytest.raises(ConfigError, match="cannot be adapted: embedding and head are one weight in this model"):
+        select("llm", "lora", targets=targets)
+
+
+def test_lora_adapts_an_embedding_only_with_its_head(components: dict[str, Component]) -> None:
+    untied = dataclasses.replace(components["llm"], tied=False)
+    both = policy("lora", targets=["embed_tokens", "lm_head"]).select(untied)
+    assert both == Selection(adapted=("model.language_model.embed_tokens", "lm_head"))
+    assert policy("lora", targets=["lm_head"]).select(untied).adapted == ("lm_head",)
+    with pytest.raises(ConfigError, match="embed_tokens is adapted only together with the head: the model would read"):
+        policy("lora", targets=["embed_tokens"]).select(untied)
+    for group in ("all-linear", "attention", "mlp", "*"):
+        assert not {"lm_head", untied.embedding} & set(policy("lora", targets=group).select(untied).adapted)
+
+
+def test_a_pattern_that_matches_nothing_shows_paths(select: Select) -> None:
+    with pytest.raises(ConfigError, match=literally("no linear layer's path matches '*.layers.7.*'; some are: ")):
+        select("llm", "lora", targets=["*.layers.7.*"])
+    with pytest.raises(ConfigError, match=literally("recipe.projector.targets: no linear layer is named 'attention'")):
+        select("projector", "lora", targets="attention")
 
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "gate_proj"]])
@@ -122,7 +171,8 @@ def test_an_unknown_target_or_exclusion_names_the_nearest_and_all_are_listed(sel
     assert first.startswith("recipe.llm.targets: no linear layer is named 'q_prj'; near: q_proj")
     assert second == (
         "recipe.llm.targets: no linear layer is named 'zzz'; "
-        "near: down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
+        "near: all-linear, attention, down_proj, embed_tokens, gate_proj, k_proj, lm_head, mlp, o_proj, q_proj, "
+        "up_proj, v_proj"
     )
     with pytest.raises(ConfigError, match=literally("recipe.llm.exclude: no linear layer is named 'mpl'; near: mlp")):
         select("llm", "lora", exclude=["mpl"])
@@ -139,10 +189,11 @@ def test_excluding_everything_is_an_error(select: Select) -> None:
         ("lora", {"rank": 0}, "rank: Input should be greater than or equal to 1"),
         ("lora", {"alpha": 0}, "alpha: Input should be greater than 0"),
         ("lora", {"dropout": 1.0}, "dropout: Input should be less than 1"),
-        ("lora", {"targets": "q_proj"}, "targets"),
+        ("lora", {"base": "nf3"}, "base: Input should be 'nf4' or 'int8'"),
+        ("lora", {"k": 2}, "k: unknown key: TopK has it, and this is Lora; choose another, or leave it out"),
         ("topk", {"k": 0}, "k: Input should be greater than or equal to 1"),
         ("full", {"lr_factor": 0}, "lr_factor: Input should be greater than 0"),
-        ("frozen", {"lr_factor": 1.0}, "lr_factor: unknown key"),
+        ("frozen", {"rank": 1}, "rank: unknown key: Lora has it, and this is Frozen; choose another, or leave it out"),
     ],
 )
 def test_values_out_of_range(name: str, changes: dict[str, object], problem: str) -> None:

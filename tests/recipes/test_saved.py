@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.recipes.expected import PROJECTOR, SHIPPED
 from tests.recipes.training import Trained, batches, save_trained, train, trained_recipe
-from tests.support import CPU, compose, literally, logits, policy, tiny, with_policies
+from tests.support import CPU, compose, literally, logits, policy, tiny, with_policies, with_recipe
 from vlmft.errors import ConfigError
 from vlmft.models import Qwen25VL
-from vlmft.recipes.saved import hash_weights, load
+from vlmft.recipes.saved import hash_weights, load, load_earlier
 from vlmft.train import TrainConfig
 
 # Policies that the shipped recipes do not combine.
@@ -245,3 +245,50 @@ def test_hashes_are_of_the_weight_files_alone(tmp_path: Path) -> None:
         "a.safetensors": "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed",
         "b.safetensors": "3fc4ccfe745870e2c0d99f71f30ff0656c8dedd41cc1d7d3d376b0dbe685e2f3",
     }
+
+
+class TestEarlier:
+    """`model.adapter`: what an earlier run trained is where this one begins."""
+
+    def begun(self, config: TrainConfig, earlier: Path) -> Any:
+        model = with_recipe(config)
+        load_earlier(earlier, model, config.model, config.recipe)
+        return model
+
+    @pytest.mark.parametrize("recipe", ["lora_llm", "ln_vt_lora_llm", "dora_llm", "fft", "lora_llm_nf4"])
+    def test_its_weights_are_the_start_to_the_bit(self, recipe: str, tmp_path: Path) -> None:
+        trained = trained_recipe(recipe)
+        model = self.begun(trained.config, save_trained(trained, tmp_path))
+        for batch in batches():
+            assert torch.equal(logits(model, batch), logits(trained.model, batch))
+        assert {name for name, p in model.named_parameters() if p.requires_grad} == SHIPPED[recipe].names
+
+    def test_what_is_saved_then_stands_by_itself(self, tmp_path: Path) -> None:
+        first = trained_recipe("lora_llm")
+        earlier = save_trained(first, tmp_path / "first")
+        config = compose("recipe=lora_llm", f"model.adapter={earlier}")
+        second = train(config, self.begun(config, earlier))
+        assert second.moved() == second.trainable
+        saved = save_trained(second, tmp_path / "second")
+        shutil.rmtree(earlier)
+        answers_alike(second, load(saved)[0])
+
+    def test_of_another_recipe_is_refused(self, tmp_path: Path) -> None:
+        earlier = save_trained(trained_recipe("lora_llm"), tmp_path)
+        with pytest.raises(ConfigError, match="holds adapters, this recipe trains weights trained in full"):
+            self.begun(compose("recipe=fft"), earlier)
+        with pytest.raises(ConfigError, match=r"was trained under another recipe: .* weights missing"):
+            self.begun(compose("recipe=lora_vt_llm"), earlier)
+        with pytest.raises(ConfigError, match=r"was trained under another recipe: .* 28 of another shape"):
+            self.begun(compose("recipe=lora_llm", "recipe.llm.rank=4"), earlier)
+
+    def test_of_another_base_is_refused(self, tmp_path: Path) -> None:
+        earlier = save_trained(trained_recipe("lora_llm"), tmp_path / "final")
+        base = Path(shutil.copytree(tiny().folder(), tmp_path / "base"))
+        weights = load_file(base / "model.safetensors")
+        next(iter(weights.values())).add_(1)
+        save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+        other = Qwen25VL(**(dict(tiny()) | {"path": str(base)}))
+        config = compose("recipe=lora_llm").model_copy(update={"model": other})
+        with pytest.raises(ConfigError, match="was trained on a base whose model.safetensors has sha256"):
+            self.begun(config, earlier)

@@ -25,8 +25,17 @@ def rows(config: TrainConfig) -> dict[str, ComponentRow]:
     return {row.component: row for row in found}
 
 
-def row(component: str, policy: str, parameters: int, trainable: int, precision: str, lr: float, memory: int) -> object:
-    return ComponentRow(component, policy, parameters, trainable, precision, pytest.approx(lr), memory)
+def row(
+    component: str,
+    policy: str,
+    parameters: int,
+    trainable: int,
+    precision: str,
+    lr: float,
+    memory: int,
+    copies: int = 0,
+) -> object:
+    return ComponentRow(component, policy, parameters, trainable, precision, pytest.approx((lr, lr)), memory, copies)
 
 
 def test_the_numbers_by_hand() -> None:
@@ -47,7 +56,7 @@ def test_adapters_in_bf16() -> None:
     adapted = 2 * llm() + 16 * LLM_ADAPTERS
     assert rows(compose("recipe=lora_llm", "precision=bf16")) == {
         "vision_tower": row("vision_tower", "frozen", TOWER, 0, "bfloat16", 0.0, 2 * TOWER),
-        "projector": row("projector", "full", PROJECTOR, PROJECTOR, "bfloat16", 0.01, 18 * PROJECTOR),
+        "projector": row("projector", "full", PROJECTOR, PROJECTOR, "bfloat16", 0.01, 18 * PROJECTOR, 2 * PROJECTOR),
         "llm": row("llm", "lora r=16", llm(), LLM_ADAPTERS, "bfloat16", 0.01, adapted),
     }
 
@@ -72,6 +81,24 @@ def test_the_magnitudes_of_dora_are_the_adapters() -> None:
     found = rows(with_policies(compose("recipe=lora_llm"), llm=policy("lora", dora=True)))["llm"]
     magnitudes = 2 * (64 + 32 + 32 + 64 + 192 + 192 + 64)
     assert (found.parameters, found.trainable) == (llm(), LLM_ADAPTERS + magnitudes)
+
+
+def test_a_base_in_four_bits() -> None:
+    # Two weights a byte, a byte of scale for each 64, and a float32 for each 256 of these (at least one a layer).
+    linear = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 192)
+    layers = 2 * 7
+    found = rows(compose("recipe=lora_llm_nf4", "precision=bf16"))["llm"]
+    assert (found.parameters, found.trainable, found.precision) == (llm(), LLM_ADAPTERS, "nf4")
+    unpacked = 2 * (llm() - linear) + 16 * LLM_ADAPTERS
+    assert found.memory_bytes == unpacked + linear // 2 + linear // 64 + 4 * layers
+
+
+def test_rates_of_their_own_show_as_a_range() -> None:
+    config = compose("recipe=fft", "recipe.rates=[{match: norm, lr: 1e-5}]", "recipe.llm.layer_decay=0.5")
+    found = rows(config)
+    assert found["vision_tower"].lr == pytest.approx((1e-5, 1e-3))
+    assert found["projector"].lr == pytest.approx((1e-2, 1e-2))
+    assert found["llm"].lr == pytest.approx((1e-5, 1e-2))
 
 
 @pytest.mark.parametrize(

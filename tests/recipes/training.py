@@ -23,6 +23,7 @@ class Trained:
     config: TrainConfig
     model: Any
     before: dict[str, torch.Tensor]
+    losses: tuple[float, ...] = ()
 
     @property
     def trainable(self) -> set[str]:
@@ -52,11 +53,12 @@ def train(config: TrainConfig, model: Any = None, steps: int = 3) -> Trained:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(parameter_groups(model, config.recipe, config.model, config.optim.lr, 0.0))
     model.train()
+    losses = []
     for batch in batches()[:steps]:
-        backward(model, batch)
+        losses.append(float(backward(model, batch)))
         optimizer.step()
         optimizer.zero_grad()
-    return Trained(config, model.eval(), before)
+    return Trained(config, model.eval(), before, tuple(losses))
 
 
 def backward(model: Any, batch: Batch) -> torch.Tensor:

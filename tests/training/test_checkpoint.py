@@ -142,6 +142,7 @@ class TestResume:
         [
             ("recipe=fft", "optim=adamw"),
             (*DROPOUT, "optim=adamw"),
+            ("recipe=fft", "optim=muon"),
             (*DROPOUT, "optim=adamw_8bit"),
             (*DROPOUT, "optim=adafactor"),
             pytest.param(("recipe=fft", "optim=adamw_8bit"), marks=pytest.mark.slow),

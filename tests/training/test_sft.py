@@ -1,4 +1,5 @@
 import math
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -310,26 +311,67 @@ class TestStopping:
 
 
 class TestOptimiser:
-    @pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "adafactor"])
+    @pytest.mark.parametrize("optim", ["adamw", "adamw_8bit", "adafactor", "muon", "transformers"])
     def test_every_optimiser_moves_every_trained_weight(self, bench: MakeBench, optim: str) -> None:
         made = bench(*ALL, f"optim={optim}", "trainer.max_steps=1")
         before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
         made.trainer.train()
         moved = {name: not torch.equal(before[name], p) for name, p in made.model.named_parameters()}
         assert [name for name, has in moved.items() if not has] == []
-        expected = {"adamw": torch.optim.AdamW}.get(optim)
         inner = made.trainer.optimizer.optimizer  # accelerate's wrapper
-        assert type(inner).__name__ == {"adamw": "AdamW", "adamw_8bit": "AdamW8bit", "adafactor": "Adafactor"}[optim]
-        assert expected is None or isinstance(inner, expected)
+        assert (
+            type(inner).__name__
+            == {
+                "adamw": "AdamW",
+                "adamw_8bit": "AdamW8bit",
+                "adafactor": "Adafactor",
+                "muon": "JoinedOptimizer",
+                "transformers": "AdamW",
+            }[optim]
+        )
+
+    def test_muon_moves_the_matrices_of_hidden_layers_and_adamw_the_rest(self, bench: MakeBench) -> None:
+        """Against torch's own two optimisers, each on its share of the same gradients."""
+        words = (*ALL, "optim.lr=1e-3", "trainer.max_steps=2", "optim.schedule=constant", "optim.warmup=0")
+        made = bench(*words, "optim=muon", "optim.max_grad_norm=1e9")
+        twin = bench(*words, "optim=muon")
+        groups = twin.trainer.parts.groups(twin.model)
+        muon = torch.optim.Muon([g for g in groups if g["is_matrix"]], momentum=0.95, adjust_lr_fn="match_rms_adamw")
+        adamw = torch.optim.AdamW([g for g in groups if not g["is_matrix"]], fused=True)
+        for number in range(2):
+            twin.gradients(twin.step(number))
+            muon.step()
+            adamw.step()
+        made.trainer.train()
+        for (name, found), expected in zip(made.model.named_parameters(), twin.model.parameters(), strict=True):
+            assert torch.equal(found, expected), name
+
+    def test_one_of_transformers_names(self, bench: MakeBench) -> None:
+        made = bench(*ALL, "optim=transformers", "optim.name=lion_32bit", "optim.arguments={betas: [0.5, 0.6]}")
+        optimiser = made.trainer.create_optimizer()
+        assert type(optimiser).__name__ == "Lion"
+        assert {tuple(group["betas"]) for group in optimiser.param_groups} == {(0.5, 0.6)}
+
+    @pytest.mark.parametrize(
+        ("words", "message"),
+        [
+            (["optim.name=adamw_tors"], "optim.name: there is no 'adamw_tors'; known: adamw_torch, "),
+            (["optim.name=galore_adamw"], "optim.name: galore_adamw cannot be used here: "),
+            (["optim.arguments={bats: 1}"], "optim.name: adamw_torch cannot be used here: "),
+        ],
+    )
+    def test_one_that_cannot_be_used_is_refused(self, bench: MakeBench, words: list[str], message: str) -> None:
+        made = bench(*ALL, "optim=transformers", *words)
+        with pytest.raises(ConfigError, match=f"^{literally(message)}"):
+            made.trainer.create_optimizer()
 
     def test_has_the_recipes_groups(self, bench: MakeBench) -> None:
         """The tower a tenth of the LLM's rate; norms, biases and other vectors undecayed; each weight in one group."""
         made = bench(*ALL, "optim.lr=1e-3", "optim.weight_decay=0.05", "optim.eps=1e-7")
         optimiser = made.trainer.create_optimizer()
-        groups = {
-            (group["component"], round(group["lr"], 9), group["weight_decay"]): group["names"]
-            for group in optimiser.param_groups
-        }
+        groups: dict[tuple[str, float, float], list[str]] = defaultdict(list)
+        for group in optimiser.param_groups:
+            groups[group["component"], round(group["lr"], 9), group["weight_decay"]] += group["names"]
         rates = {"vision_tower": 1e-4, "projector": 1e-3, "llm": 1e-3}
         assert set(groups) == {(name, rate, decay) for name, rate in rates.items() for decay in (0.05, 0.0)}
         names = sum(groups.values(), [])

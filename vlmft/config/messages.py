@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from vlmft.config.files import describe_yaml_error
@@ -66,8 +66,27 @@ def _missing_option(error: MissingConfigException) -> str:
 def _unknown_key(error: Any) -> str:
     key, parent = str(error.key), error.parent_node
     known = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-    hint = did_you_mean(key, known) or (f"; known here: {', '.join(known)}" if known else "")
+    hint = (
+        _of_a_relative(parent, key)
+        or did_you_mean(key, known)
+        or (f"; known here: {', '.join(known)}" if known else "")
+    )
     return f"{error.full_key or key}: unknown key{hint}"
+
+
+def _of_a_relative(parent: Any, key: str) -> str:
+    """The hint where the entry's `_target_` is one of several kinds, another of which has the key."""
+    from vlmft.config.spec import TARGET, Spec, of_a_relative
+    from vlmft.config.targets import resolve_target
+
+    plain = OmegaConf.to_container(parent, resolve=False) if isinstance(parent, DictConfig) else None
+    target = plain.get(TARGET) if isinstance(plain, dict) else None
+    if not isinstance(target, str):
+        return ""
+    try:
+        return of_a_relative(resolve_target(target, Spec), key)
+    except (ConfigError, ValueError):
+        return ""
 
 
 def _first_line(error: BaseException) -> str:

@@ -65,6 +65,21 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, PurePath) else value
 
 
+def of_a_relative(cls: type[Spec], key: str) -> str:
+    """What to say where `key` is none of `cls`'s but of others in its family (a Full policy given a rank), or ""."""
+    family = next((base for base in reversed(cls.__mro__) if issubclass(base, Spec) and base.is_abstract), None)
+    owners = [other.__name__ for other in _members(family) if key in other.model_fields] if family else []
+    if not owners:
+        return ""
+    have = "has" if len(owners) == 1 else "have"
+    return f": {' and '.join(owners)} {have} it, and this is {cls.__name__}; choose another, or leave it out"
+
+
+def _members(family: type[Spec]) -> list[type[Spec]]:
+    below = [member for child in family.__subclasses__() for member in _members(child)]
+    return below if family.is_abstract else [family, *below]
+
+
 def _with_near_keys(error: ValidationError, cls: type[Spec]) -> ValidationError:
     """Rewrite the unknown keys among `error`, each naming the known key it resembles."""
     details: list[InitErrorDetails] = []
@@ -73,7 +88,8 @@ def _with_near_keys(error: ValidationError, cls: type[Spec]) -> ValidationError:
         if kind == "extra_forbidden" and len(line["loc"]) == 1:
             key = str(line["loc"][0])
             known = f"; known here: {', '.join(cls.model_fields)}"
-            kind, message = "unknown_key", f"unknown key{did_you_mean(key, cls.model_fields) or known}"
+            hint = of_a_relative(cls, key) or did_you_mean(key, cls.model_fields) or known
+            kind, message = "unknown_key", f"unknown key{hint}"
         rewritten = PydanticCustomError(kind, "{message}", {"message": message})
         details.append(InitErrorDetails(type=rewritten, loc=line["loc"], input=line["input"]))
     return ValidationError.from_exception_data(error.title, details)

@@ -41,6 +41,7 @@ class ModelSpec(Spec, abstract=True):
         description="branch, tag or commit of a hub id; with trust_remote_code, of a folder too, a commit in full"
     )
     trust_remote_code: bool = Field(description="run the checkpoint's own Python code, as it is at `revision`")
+    adapter: str | None = Field(description="a run or its final/: what it trained is the start of this one's training")
     precision: Precision = Field(description="what suits this checkpoint; the run's `precision` starts from it")
     lr: LearningRates
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
@@ -113,8 +114,22 @@ class ModelSpec(Spec, abstract=True):
         self.set_pixel_budget(processor)
         return processor
 
-    def load_model(self, device: "torch.device") -> Any:
-        """The checkpoint's model on `device`, in the dtype it was saved in, every weight frozen or not as it comes."""
+    def skeleton(self) -> Any:
+        """The checkpoint's model without weights (on the meta device), to see what it is made of."""
+        import torch
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        folder = self.folder()
+        with _own_code_explained(folder), torch.device("meta"):
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=self.trust_remote_code)
+            return AutoModelForImageTextToText.from_config(config, trust_remote_code=self.trust_remote_code)
+
+    def load_model(self, device: "torch.device", quantization: Any = None) -> Any:
+        """The checkpoint's model on `device`, in the dtype it was saved in, every weight frozen or not as it comes.
+
+        Args:
+            quantization: transformers' quantisation settings; None loads every weight as it is.
+        """
         from transformers import AutoModelForImageTextToText
 
         folder = self.folder()
@@ -129,6 +144,7 @@ class ModelSpec(Spec, abstract=True):
                 dtype="auto",
                 attn_implementation=self.attention,
                 use_safetensors=True,
+                quantization_config=quantization,
                 device_map=device,
                 trust_remote_code=self.trust_remote_code,
                 ignore_mismatched_sizes=True,  # they are refused below, with their names

@@ -37,7 +37,8 @@ def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dt
         model = _wrap(model, recipe, selections, full)
     else:
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in full)
+            if name in full:  # of the others, quantised ones have no gradient to switch
+                parameter.requires_grad_(True)
     cast(model, dtype)
     return model
 
@@ -58,8 +59,10 @@ def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
         if any(True for _ in module.parameters(recurse=False)):
             modules[component_of(name, paths)][name] = module
     norms = [name for name, _ in normalisation_modules(model)]
-    head = model.get_output_embeddings()
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), None)
+    embedding_name = next((name for name, module in model.named_modules() if module is embedding), None)
+    tied = head is not None and embedding is not None and head.weight is embedding.weight
     return {
         name: Component(
             name=name,
@@ -68,9 +71,24 @@ def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
             norms=tuple(norm for norm in norms if component_of(norm, paths) == name),
             blocks=_blocks(model, family.block_paths.get(name)),
             head=head_name if head_name in modules[name] else None,
+            embedding=embedding_name if embedding_name in modules[name] else None,
+            tied=tied,
+            roles={module: role for module in modules[name] if (role := _role(model, module))},
         )
         for name in paths
     }
+
+
+def _role(model: Any, name: str) -> str | None:
+    """`attention` or `mlp`, by the class of the closest module around it that says so."""
+    path = name
+    while path := path.rpartition(".")[0]:
+        kind = type(model.get_submodule(path)).__name__.lower()
+        if "attention" in kind:
+            return "attention"
+        if any(word in kind for word in ("mlp", "feedforward", "ffn")):
+            return "mlp"
+    return None
 
 
 def _blocks(model: Any, path: str | None) -> tuple[str, ...]:
@@ -88,6 +106,7 @@ def _wrap(model: Any, recipe: Recipe, selections: dict[str, Selection], full: fr
         lora_dropout=first.dropout,
         use_rslora=first.rslora,
         use_dora=first.dora,
+        bias="lora_only" if first.bias else "none",
         target_modules=[name for selection in selections.values() for name in selection.adapted],
         rank_pattern=_pattern(recipe, selections, first.rank, lambda policy: policy.rank),
         alpha_pattern=_pattern(recipe, selections, first.alpha, lambda policy: policy.alpha),
@@ -165,6 +184,6 @@ def plain_name(name: str) -> str:
     PEFT's own words can stand anywhere in it: where tower and projector both train in full, one wrapper holds both,
     and the projector is `model.visual.modules_to_save.default.merger`.
     """
-    for word in (f".modules_to_save.{ADAPTER}", ".original_module"):
+    for word in (f".modules_to_save.{ADAPTER}", ".original_module", ".base_layer"):
         name = name.replace(word, "")
     return name.removeprefix(PEFT_PREFIX)

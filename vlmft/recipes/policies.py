@@ -1,16 +1,22 @@
 """The policies a component may have. Each only selects; `apply` does the freezing and wrapping for all of them."""
 
 import difflib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlmft.config.spec import Spec
 from vlmft.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
+
+Base = Literal["nf4", "int8"]
+"""What a quantised base is kept in: 4-bit NormalFloat with double quantisation (arXiv:2305.14314), or LLM.int8()
+(arXiv:2208.07339)."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,13 @@ class Component:
     blocks: tuple[str, ...]
     """Transformer blocks, first to last; empty where the component has none."""
     head: str | None
-    """The output embedding, where it lies in this component: never adapted by `all-linear`."""
+    """The output embedding, where it lies in this component: adapted only by its name."""
+    embedding: str | None = None
+    """The input embedding, where it lies in this component: adapted only by its name, together with the head."""
+    tied: bool = False
+    """Whether head and embedding are one weight."""
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """What a linear module is part of, by name: `attention` or `mlp`, by the class of the module around it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +64,10 @@ class Policy(Spec, abstract=True):
 class Frozen(Policy):
     """Nothing trains."""
 
+    lr_factor: float | None = Field(
+        description="of no effect; it lets a recipe that sets the rate of a component be typed with frozen",
+    )
+
     def select(self, component: Component) -> Selection:
         """See `Policy`."""
         return Selection()
@@ -60,7 +76,25 @@ class Frozen(Policy):
 class Trains(Policy, abstract=True):
     """A policy under which something trains."""
 
-    lr_factor: float = Field(gt=0, description="this component's learning rate, as a factor of optim.lr")
+    lr_factor: float | None = Field(gt=0, description="this component's learning rate, as a factor of optim.lr")
+    lr: float | None = Field(gt=0, description="or the rate itself; lr_factor is null then")
+    layer_decay: float = Field(
+        gt=0, le=1, description="the last block trains at this rate, each block before it at this factor of the next's"
+    )
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.lr is None) == (self.lr_factor is None):
+            found = "neither lr nor lr_factor is given" if self.lr is None else "lr and lr_factor are two rates for it"
+            raise ValueError(f"{found}; set one of them, and the other to null")
+        return self
+
+    def rate(self, peak: float) -> float:
+        """The component's peak learning rate where the run's is `peak`."""
+        if self.lr is not None:
+            return self.lr
+        assert self.lr_factor is not None
+        return peak * self.lr_factor
 
 
 class Full(Trains):
@@ -105,37 +139,98 @@ class Lora(Trains):
     dropout: float = Field(ge=0, lt=1, description="on the adapter's input")
     rslora: bool = Field(description="scale by alpha / sqrt(rank) instead (arXiv:2312.03732)")
     dora: bool = Field(description="also train each weight's magnitude (arXiv:2402.09353)")
-    targets: Literal["all-linear"] | tuple[str, ...] = Field(
-        description="all-linear: every linear layer but the output head; or the layers' own names, such as q_proj"
+    bias: bool = Field(
+        description="the biases of adapted layers train as well, in place: without its adapter, the model is then no "
+        "longer the base"
     )
-    exclude: tuple[str, ...] = Field(description="linear layers whose name or path has one of these parts are left out")
+    targets: str | tuple[str, ...] = Field(
+        description="one or several of: all-linear (every linear layer but the output head), attention, mlp, a layer's "
+        "own name such as q_proj, a pattern over whole paths such as *.layers.1?.mlp.*"
+    )
+    exclude: tuple[str, ...] = Field(description="layers left out: by a part of their path, or a pattern over it")
+    last_modules: int | None = Field(ge=1, description="of what is chosen, only the last so many layers")
+    base: Base | None = Field(
+        description="nf4 or int8: this component's linear layers are kept so, below the adapters; null: unquantised"
+    )
 
     def select(self, component: Component) -> Selection:
         """See `Policy`."""
         from torch import nn
 
-        linear = [name for name, module in component.modules.items() if isinstance(module, nn.Linear)]
-        if self.targets == "all-linear":
-            chosen = [name for name in linear if name != component.head]
-        else:
-            self._check_names(component.name, self.targets, {name.rpartition(".")[2] for name in linear})
-            chosen = [name for name in linear if name.rpartition(".")[2] in self.targets]
-        self._check_names(
-            component.name, self.exclude, {part for name in linear for part in name.split(".")}, "exclude"
-        )
-        chosen = [name for name in chosen if not set(name.split(".")) & set(self.exclude)]
-        if not chosen:
+        kinds = (nn.Linear, nn.Embedding)
+        layers = [name for name, module in component.modules.items() if isinstance(module, kinds)]
+        wanted = (self.targets,) if isinstance(self.targets, str) else self.targets
+        # embedding and head are never meant by a group, only by their names
+        inner = [name for name in layers if name not in (component.head, component.embedding)]
+        problems: list[str] = []
+        chosen: set[str] = set()
+        for word in wanted:
+            if word in _GROUPS:
+                found = [name for name in inner if word == "all-linear" or component.roles.get(name) == word]
+            elif _is_pattern(word):
+                found = [name for name in inner if fnmatchcase(name, word)]
+            else:
+                found = [name for name in layers if name.rpartition(".")[2] == word]
+            chosen.update(found)
+            if not found:
+                known = (*_GROUPS, *{name.rpartition(".")[2] for name in layers})
+                problems.append(_nothing_found(f"recipe.{component.name}.targets", word, known, inner))
+        for word in self.exclude:
+            found = [name for name in layers if _is_excluded(name, word)]
+            chosen.difference_update(found)
+            if not found:
+                known = tuple({part for name in layers for part in name.split(".")})
+                problems.append(_nothing_found(f"recipe.{component.name}.exclude", word, known, inner))
+        ConfigError.raise_if(problems)
+        ordered = [name for name in layers if name in chosen]
+        if self.last_modules is not None:
+            if self.last_modules > len(ordered):
+                raise ConfigError(
+                    f"recipe.{component.name}.last_modules: {self.last_modules} layers asked for, "
+                    f"targets and exclude leave {len(ordered)}"
+                )
+            ordered = ordered[-self.last_modules :]
+        if not ordered:
             raise ConfigError(f"recipe.{component.name}: Lora finds no linear layer to adapt; see targets and exclude")
-        return Selection(adapted=tuple(chosen))
+        self._refuse_one_end(component, ordered)
+        return Selection(adapted=tuple(ordered))
 
     @staticmethod
-    def _check_names(component: str, wanted: tuple[str, ...], known: set[str], key: str = "targets") -> None:
-        problems = []
-        for name in wanted:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=3) or sorted(known)
-                problems.append(f"recipe.{component}.{key}: no linear layer is named {name!r}; near: {', '.join(near)}")
-        ConfigError.raise_if(problems)
+    def _refuse_one_end(component: Component, chosen: list[str]) -> None:
+        """Embedding and head are the two ends of one vocabulary."""
+        ends = [name for name in chosen if name in (component.embedding, component.head)]
+        if not ends:
+            return
+        if component.tied:
+            raise ConfigError(
+                f"recipe.{component.name}.targets: {ends[0]} cannot be adapted: embedding and head are one weight in "
+                "this model, and merging an adapter into one of them would untie them; leave it out"
+            )
+        if component.head not in ends:
+            raise ConfigError(
+                f"recipe.{component.name}.targets: {ends[0]} is adapted only together with the head: the model would "
+                "read words otherwise than it writes them; add the head's name, or leave it out"
+            )
+
+
+_GROUPS = ("all-linear", "attention", "mlp")
+
+
+def _is_pattern(word: str) -> bool:
+    return any(sign in word for sign in "*?[.")
+
+
+def _is_excluded(name: str, word: str) -> bool:
+    return fnmatchcase(name, word) if _is_pattern(word) else word in name.split(".")
+
+
+def _nothing_found(key: str, word: str, known: Sequence[str], paths: Sequence[str]) -> str:
+    """What to say of a word that names no layer."""
+    if _is_pattern(word):
+        near = difflib.get_close_matches(word, paths, n=3, cutoff=0.3) or paths[:3]
+        return f"{key}: no linear layer's path matches {word!r}; some are: {', '.join(near)}"
+    near = difflib.get_close_matches(word, known, n=3) or sorted(known)
+    return f"{key}: no linear layer is named {word!r}; near: {', '.join(near)}"
 
 
 def _within(name: str, module: str) -> bool:

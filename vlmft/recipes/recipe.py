@@ -1,5 +1,6 @@
 """A recipe: one policy for each component."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Self
 
@@ -10,6 +11,31 @@ from vlmft.errors import ConfigError
 from vlmft.recipes.policies import Lora, Policy
 
 
+class Rate(Spec):
+    """A learning rate for the weights whose names match; it replaces their component's."""
+
+    match: str = Field(min_length=1, description="a regular expression, searched in names as in the unwrapped model")
+    lr_factor: float | None = Field(default=None, gt=0, description="the rate, as a factor of optim.lr")
+    lr: float | None = Field(default=None, gt=0, description="or the rate itself")
+
+    @model_validator(mode="after")
+    def _one_rate(self) -> Self:
+        if (self.lr is None) == (self.lr_factor is None):
+            raise ValueError(f"match={self.match!r}: needs lr_factor or lr, and only one of them")
+        try:
+            re.compile(self.match)
+        except re.error as error:
+            raise ValueError(f"match={self.match!r} is no regular expression: {error}") from None
+        return self
+
+    def rate(self, peak: float) -> float:
+        """The peak learning rate where the run's is `peak`."""
+        if self.lr is not None:
+            return self.lr
+        assert self.lr_factor is not None
+        return peak * self.lr_factor
+
+
 class Recipe(Spec):
     """What trains in each component of the model."""
 
@@ -17,6 +43,7 @@ class Recipe(Spec):
     projector: Policy
     llm: Policy
     extras: dict[str, Policy] = Field(description="policies of further components that a family names")
+    rates: tuple[Rate, ...] = Field(description="rates of their own for weights that a regular expression names")
     lr: float = Field(gt=0, description="the peak learning rate that suits this recipe; optim.lr starts from it")
 
     def policies(self, components: Iterable[str]) -> dict[str, Policy]:
@@ -52,9 +79,12 @@ class Recipe(Spec):
 
     @model_validator(mode="after")
     def _adapters_agree(self) -> Self:
-        # PEFT knows rank and alpha by layer, but these three only for an adapter as a whole.
-        for field in ("dropout", "rslora", "dora"):
+        # PEFT knows rank and alpha by layer, but these only for an adapter as a whole.
+        for field in ("dropout", "rslora", "dora", "bias"):
             values = {name: getattr(policy, field) for name, policy in self.adapters.items()}
             if len(set(values.values())) > 1:
                 raise ValueError(f"{field} must be the same in every component with adapters; found {values}")
+        bases = {name: policy.base for name, policy in self.adapters.items() if policy.base}
+        if len(set(bases.values())) > 1:
+            raise ValueError(f"base must be the same in every component that has one; found {bases}")
         return self

@@ -19,6 +19,7 @@ from vlmft.errors import ConfigError, StorageError
 from vlmft.models.pinned import check_copied
 from vlmft.models.spec import ModelSpec, Precision, read_processor
 from vlmft.recipes.apply import ADAPTER, apply_recipe
+from vlmft.recipes.base import load_base
 from vlmft.recipes.dtypes import compute_in, torch_dtype
 from vlmft.recipes.recipe import Recipe
 
@@ -52,7 +53,7 @@ def save(
     Raises:
         StorageError: a file cannot be written. Without its `vlmft.json`, the last of them, the folder does not load.
     """
-    family = family.located()
+    family = family.located().model_copy(update={"adapter": None})  # what was begun with is part of what is saved
     record = {
         "format": _FORMAT,
         "base": {"path": family.path, "revision": family.revision, "sha256": dict(base_sha256)},
@@ -93,10 +94,8 @@ def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote
     """
     import torch
 
-    folder = _saved_folder(Path(path).expanduser())
-    record = json.loads((folder / PROVENANCE).read_text())
-    if record["format"] != _FORMAT:
-        raise ConfigError(f"{folder / PROVENANCE}: format {record['format']}, this vlmft reads {_FORMAT}")
+    folder = saved_folder(path)
+    record = _read_record(folder)
     family: ModelSpec = validate(ModelSpec, record["model"])
     if family.trust_remote_code and not trust_remote_code:
         raise ConfigError(
@@ -109,7 +108,7 @@ def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote
         check_copied(folder, family.folder())
     processor = read_processor(folder, family.trust_remote_code)
     dtype = torch_dtype(record["precision"])
-    model = apply_recipe(family.load_model(torch.device(device)), recipe, family, dtype)
+    model = apply_recipe(load_base(family, recipe, dtype, torch.device(device)), recipe, family, dtype)
     if recipe.adapters:
         _load_adapter(model, folder)
     else:
@@ -118,6 +117,28 @@ def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote
     model.eval()
     compute_in(model, dtype, torch.device(device))
     return model, processor
+
+
+def load_earlier(path: str | Path, model: Any, family: ModelSpec, recipe: Recipe) -> None:
+    """Give `model`, to which `recipe` has been applied, the trained weights of an earlier run on the same base.
+
+    Raises:
+        ConfigError: no saved model there, its base is another, or it was trained under a recipe with other weights.
+    """
+    folder = saved_folder(path)
+    record = _read_record(folder)
+    _check_base(folder, family, record["base"]["sha256"])
+    earlier = validate(Recipe, record["recipe"])
+    if bool(earlier.adapters) != bool(recipe.adapters):
+        kinds = ["adapters" if one.adapters else "weights trained in full" for one in (earlier, recipe)]
+        raise ConfigError(f"model.adapter: {folder} holds {kinds[0]}, this recipe trains {kinds[1]}; use its recipe")
+    try:
+        if recipe.adapters:
+            _load_adapter(model, folder)
+        else:
+            _load_trained(model, folder, record["unreached"])
+    except ConfigError as error:
+        raise ConfigError(f"model.adapter: {folder} was trained under another recipe: {error}") from None
 
 
 def hash_weights(folder: Path) -> dict[str, str]:
@@ -132,11 +153,20 @@ def hash_weights(folder: Path) -> dict[str, str]:
         return {file.name: value for file, value in zip(files, pool.map(digest, files), strict=True)}
 
 
-def _saved_folder(path: Path) -> Path:
+def saved_folder(path: str | Path) -> Path:
+    """The folder of a saved model: `path` itself, or `final` in it. Raises `ConfigError` where it is neither."""
+    path = Path(path).expanduser()
     for folder in (path, path / "final"):
         if (folder / PROVENANCE).is_file():
             return folder
     raise ConfigError(f"{path}: holds no saved model; expected a run folder, or its final/ with a {PROVENANCE}")
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((folder / PROVENANCE).read_text())
+    if record["format"] != _FORMAT:
+        raise ConfigError(f"{folder / PROVENANCE}: format {record['format']}, this vlmft reads {_FORMAT}")
+    return record
 
 
 def _check_base(folder: Path, family: ModelSpec, expected: Mapping[str, str]) -> None:

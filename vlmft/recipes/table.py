@@ -7,7 +7,8 @@ from typing import Any
 from vlmft.models.components import component_of
 from vlmft.models.spec import ModelSpec
 from vlmft.recipes.apply import plain_name
-from vlmft.recipes.groups import learning_rate_factor
+from vlmft.recipes.base import num_bytes, num_weights
+from vlmft.recipes.groups import learning_rates
 from vlmft.recipes.recipe import Recipe
 
 
@@ -22,9 +23,12 @@ class ComponentRow:
     trainable: int
     precision: str
     """Of the frozen weights; of the trained ones where nothing is frozen."""
-    lr: float
+    lr: tuple[float, float]
+    """The lowest and the highest rate at which a weight of it trains; (0, 0) where none does."""
     memory_bytes: int
     """Weights, gradients and optimiser state; activations are not in it."""
+    copies_bytes: int
+    """Of these, what the originals take that are kept beside fully trained weights (PEFT's `modules_to_save`)."""
 
 
 def component_rows(
@@ -36,6 +40,7 @@ def component_rows(
         lr: the optimiser's peak rate.
         state_bytes: the optimiser's state in bytes for a number of trained parameters.
     """
+    rates = learning_rates(model, recipe, family, lr)
     rows = []
     for component, policy in recipe.policies(family.component_paths).items():
         own = [
@@ -46,27 +51,38 @@ def component_rows(
         trained = [parameter for _, parameter in own if parameter.requires_grad]
         frozen = [parameter for _, parameter in own if not parameter.requires_grad]
         trainable = sum(parameter.numel() for parameter in trained)
-        weights = sum(parameter.numel() * parameter.element_size() for _, parameter in own)
+        weights = sum(num_bytes(parameter) for _, parameter in own)
         gradients = sum(parameter.numel() * parameter.element_size() for parameter in trained)
         rows.append(
             ComponentRow(
                 component=component,
                 policy=describe_policy(policy),
-                parameters=sum(parameter.numel() for name, parameter in own if not _is_added(name)),
+                parameters=sum(num_weights(parameter) for name, parameter in own if not _is_added(name)),
                 trainable=trainable,
-                precision=str((frozen or trained)[0].dtype).removeprefix("torch."),
-                lr=lr * learning_rate_factor(policy),
+                precision=_precision(policy, (frozen or trained)[0]),
+                lr=_range([rates[name] for name, parameter in own if parameter.requires_grad]),
                 memory_bytes=weights + gradients + state_bytes(trainable),
+                copies_bytes=sum(num_bytes(parameter) for name, parameter in own if ".original_module." in name),
             )
         )
     return rows
+
+
+def _range(rates: list[float]) -> tuple[float, float]:
+    return (min(rates), max(rates)) if rates else (0.0, 0.0)
+
+
+def _precision(policy: Any, parameter: Any) -> str:
+    plain = str(parameter.dtype).removeprefix("torch.")
+    return getattr(policy, "base", None) or plain
 
 
 def describe_policy(policy: Any) -> str:
     """A policy in a word or two: `frozen`, `full`, `lora r=16`."""
     name = type(policy).__name__.lower()
     if hasattr(policy, "rank"):
-        return f"{name} r={policy.rank}"
+        kind = "dora" if policy.dora else "rslora" if policy.rslora else name
+        return f"{kind} r={policy.rank}"
     return f"{name} k={policy.k}" if hasattr(policy, "k") else name
 
 

@@ -1,6 +1,17 @@
 """The trainers, and the choices that belong to a training run: optimiser, strategy, logger."""
 
-from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, OptimSpec
+from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, Muon, OptimSpec, TransformersOptim
 from vlmft.training.specs import Logger, Sft, Strategy, TrainerSpec
 
-__all__ = ["Adafactor", "AdamW", "AdamW8bit", "Logger", "OptimSpec", "Sft", "Strategy", "TrainerSpec"]
+__all__ = [
+    "Adafactor",
+    "AdamW",
+    "AdamW8bit",
+    "Logger",
+    "Muon",
+    "OptimSpec",
+    "Sft",
+    "Strategy",
+    "TrainerSpec",
+    "TransformersOptim",
+]

@@ -1,7 +1,9 @@
 """Optimisers. Each builds itself from the groups that the recipe makes."""
 
+import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -88,3 +90,80 @@ class Adafactor(OptimSpec):
     def state_bytes(self, parameters: int) -> int:
         """See `OptimSpec`: a row and a column a matrix, nothing beside the weights."""
         return 0
+
+
+class Muon(OptimSpec):
+    """Muon for the matrices of hidden layers (Jordan et al. 2024), AdamW for all else: embeddings, vectors, kernels.
+
+    With its updates scaled to AdamW's size (`match_rms_adamw`, arXiv:2502.16982) both train at the same rates.
+    """
+
+    momentum: float = Field(ge=0, lt=1, description="of the matrices' gradients")
+    nesterov: bool = Field(description="look one step ahead with the momentum")
+    ns_steps: int = Field(ge=1, description="iterations that make an update's matrix orthogonal")
+    adjust_lr_fn: Literal["match_rms_adamw", "original"] = Field(
+        description="match_rms_adamw: updates as large as AdamW's, so that its rates hold; original: larger"
+    )
+    betas: tuple[float, float] = Field(description="AdamW's two moments, for all else")
+    eps: float = Field(gt=0, description="AdamW's, for all else")
+
+    def build(self, groups: Groups) -> "torch.optim.Optimizer":
+        """See `OptimSpec`."""
+        import torch
+
+        from vlmft.training.joined import JoinedOptimizer
+
+        matrices = [group for group in groups if group["is_matrix"]]
+        rest = [group for group in groups if not group["is_matrix"]]
+        parts: list[torch.optim.Optimizer] = []
+        if matrices:
+            muon = torch.optim.Muon(
+                matrices,
+                momentum=self.momentum,
+                nesterov=self.nesterov,
+                ns_steps=self.ns_steps,
+                adjust_lr_fn=self.adjust_lr_fn,
+            )
+            parts.append(muon)
+        if rest:
+            parts.append(torch.optim.AdamW(rest, betas=self.betas, eps=self.eps, fused=True))
+        return JoinedOptimizer(parts)
+
+    def state_bytes(self, parameters: int) -> int:
+        """See `OptimSpec`: one float32 momentum. What AdamW takes, with its two, is not counted apart."""
+        return 4 * parameters
+
+
+class TransformersOptim(OptimSpec):
+    """Any optimiser that transformers' Trainer knows by name, with its own defaults."""
+
+    name: str = Field(min_length=1, description="a name of transformers' OptimizerNames: adamw_torch, lion_32bit, ...")
+    arguments: Annotated[Mapping[str, Any], BeforeValidator(lambda given: {} if given is None else given)] = Field(
+        description="further arguments of that optimiser, such as betas"
+    )
+
+    def build(self, groups: Groups) -> "torch.optim.Optimizer":
+        """See `OptimSpec`.
+
+        Raises:
+            ConfigError: the name is unknown, its package is missing, or it does not work on groups of its own.
+        """
+        from transformers import Trainer, TrainingArguments
+        from transformers.training_args import OptimizerNames
+
+        known = [name.value for name in OptimizerNames]
+        if self.name not in known:
+            raise ConfigError(f"optim.name: there is no {self.name!r}; known: {', '.join(known)}")
+        # Its defaults without its making, which would reset the process group that the run is in.
+        defaults = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+        arguments: Any = SimpleNamespace(**(defaults | {"optim": self.name}))
+        try:
+            kind, found = Trainer.get_optimizer_cls_and_kwargs(arguments)
+            made: torch.optim.Optimizer = kind(groups, **(found | dict(self.arguments)))
+        except (ImportError, RuntimeError, TypeError, ValueError) as error:
+            raise ConfigError(f"optim.name: {self.name} cannot be used here: {error}") from None
+        return made
+
+    def state_bytes(self, parameters: int) -> int:
+        """See `OptimSpec`: taken to be as much as AdamW's."""
+        return 8 * parameters
