@@ -28,7 +28,7 @@ def test_help_names_every_choice(typed: Typed) -> None:
     assert (ended.code, ended.err) == (0, "")
     for said in (
         "python -m vlmft.train dataset=A+B*2+C@0.25",
-        "recipe: fft, fft_llm, ln_vt_lora_llm, lora_llm, lora_vt_llm, ",
+        "recipe: custom, dora_llm, fft, fft_llm, fft_vt, ",
         "dataset: digits, shapes",
         "metric: exact_match",
         "global_batch_size: 16",

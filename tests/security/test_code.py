@@ -375,14 +375,6 @@ def test_asking_for_trust_gives_none_where_none_was_given_before(canary: Canary,
     assert canary.sung == ""
 
 
-def test_a_model_that_was_saved_before_there_was_the_switch(tmp_path: Path) -> None:
-    final = save_trained(train(compose("recipe=projector"), steps=0), tmp_path / "final")
-    record = json.loads((final / "vlmft.json").read_text())
-    del record["model"]["trust_remote_code"]
-    (final / "vlmft.json").write_text(json.dumps(record))
-    load(final)
-
-
 def test_a_base_that_changed_meanwhile_does_not_keep_a_model_from_being_saved(canary: Canary) -> None:
     trusted = canary.spec()
     change(canary.folder / "canary_code.py")
