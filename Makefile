@@ -32,6 +32,9 @@ lint: setup
 bench: setup  ## every figure the README quotes; writes benchmarks/results/
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/checkpoint.py
+	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/soak.py
 
 clean:
 	rm -rf $(VENV) build dist runs

@@ -81,13 +81,15 @@ def test_a_recorded_result_says_how_it_was_made_and_by_whom_not(path: Path) -> N
     assert_anonymous(path.read_text())
 
 
-@pytest.mark.parametrize("name", ["loop", "startup"])
+@pytest.mark.parametrize("name", ["loop", "soak", "startup"])
 def test_recorded_figures_keep_their_bounds(name: str) -> None:
-    path = ROOT / f"benchmarks/results/{name}.json"
-    if not path.exists():
-        pytest.skip("not recorded yet: make bench")
-    result = json.loads(path.read_text())
-    if name == "startup":
+    result = json.loads((ROOT / f"benchmarks/results/{name}.json").read_text())
+    if name == "soak":
+        assert (result["steps"], result["kills"]) == (2000, 24)
+        assert result["weights_equal"] and result["losses_equal"]
+        assert result["memory"]["growth"] < result["memory"]["bound_growth"] == 0.01
+        assert result["wasted_steps_by_sigterm"] == 0
+    elif name == "startup":
         assert result["added_s"] <= result["bound_s"] == 0.6
         assert result["vlmft_cfg_job"]["n"] >= 11
     else:
@@ -100,6 +102,17 @@ def test_the_startup_runs() -> None:
     done = run("startup.py")
     assert done.returncode in (0, 1), done.stderr  # on a busy machine three rounds may exceed the bound
     assert "vlmft.train --cfg job" in done.stdout and "s to Hydra; at most 0.6 s are allowed" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [("checkpoint.py", "mid_size fft"), ("recipes.py", "8 samples a step")],
+)
+def test_the_others_run(script: str, said: str) -> None:
+    done = run(script)
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
 
 
 @pytest.mark.slow
