@@ -152,7 +152,7 @@ def open_saved(path: str | Path, trust_remote_code: bool = False) -> Saved:
     if family.trust_remote_code and not trust_remote_code:
         raise ConfigError(
             f"{folder}: was trained with the Python code of {family.path} at commit {family.revision}, which is not "
-            "run unasked; if you trust it: vlmft.load(..., trust_remote_code=True)"
+            "run unasked; if you trust it: vlmft.load(..., trust_remote_code=True); trust_remote_code=true in a merge"
         )
     recipe = validate(Recipe, record["recipe"])
     _check_base(folder, family, record["base"]["sha256"])
