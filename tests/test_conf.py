@@ -16,6 +16,7 @@ from vlmft.config.registry import load_registry
 from vlmft.config.roots import find_roots
 from vlmft.config.spec import Spec, validate
 from vlmft.config.targets import resolve_target
+from vlmft.merge import MergeConfig
 from vlmft.recipes.recipe import Rate
 from vlmft.train import TrainConfig
 
@@ -187,7 +188,7 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     files = [*CONF.rglob("*.yaml"), *(CONF.parent / "registry").rglob("*.yaml")]
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
-    fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path}
+    fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | {MergeConfig}
     by_hand = {Rate}  # recipe.rates=[{match: norm, lr: 1e-6}]
     assert all_specs() - named - users - fixed == by_hand
 
@@ -213,6 +214,12 @@ def test_a_nested_value_is_reached_from_the_command_line(choices: list[str], key
     for part in key.split("."):
         found = found[part] if isinstance(found, dict) else getattr(found, part)
     assert (list(found) if isinstance(value, list) else found) == value
+
+
+def test_each_value_of_another_command_stands_in_its_yaml() -> None:
+    shown = yaml.safe_load((CONF / "merge.yaml").read_text())
+    assert set(shown) - {"defaults", "hydra"} == set(MergeConfig.model_fields)
+    assert all(field.is_required() for field in MergeConfig.model_fields.values())
 
 
 def test_cfg_job_shows_every_value(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,6 +50,12 @@ class NumericError(VlmftError):
         self.samples = tuple(samples)
 
 
+class DifferentAnswersError(VlmftError):
+    """A model that was written does not answer as the one that it was made from, by more than rounding can do."""
+
+    exit_code = 3
+
+
 class OutOfMemoryError(VlmftError):
     """The device's memory is used up; the message lists what to change, in order of effect."""
 

@@ -80,14 +80,19 @@ def environment(**more: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _FROM_OUTSIDE} | more
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "vlmft.train", *words]
+def command(*words: str, module: str = "vlmft.train") -> list[str]:
+    return [sys.executable, "-m", module, *words]
 
 
-def typed_in(folder: Path, *words: str, **more: str) -> Ended:
-    """Type `python -m vlmft.train *words` in `folder` and wait."""
+def typed_in(folder: Path, *words: str, module: str = "vlmft.train", **more: str) -> Ended:
+    """Type `python -m vlmft.train *words`, or another command, in `folder` and wait."""
     done = subprocess.run(
-        command(*words), cwd=folder, env=environment(**more), capture_output=True, text=True, timeout=TIMEOUT_S
+        command(*words, module=module),
+        cwd=folder,
+        env=environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
     )
     return Ended(done.returncode, done.stdout, done.stderr, folder)
 
@@ -130,9 +135,9 @@ def started(work: Path) -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """Like `typed`, without waiting; whatever a failed test leaves is ended."""
     processes: list[subprocess.Popen[str]] = []
 
-    def start(*words: str, **more: str) -> "subprocess.Popen[str]":
+    def start(*words: str, module: str = "vlmft.train", **more: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
-            command(*words),
+            command(*words, module=module),
             cwd=work,
             env=environment(**more),
             stdout=subprocess.PIPE,

@@ -1,6 +1,4 @@
-import json
 import math
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,13 +7,11 @@ import pytest
 import torch
 
 from tests.recipes.expected import LLM_LINEAR, PEFT, TOWER, adapters, copies
-from tests.recipes.training import backward, batches, save_trained, train
+from tests.recipes.training import backward, batches, save_trained, train, untied
 from tests.support import CPU, compose, literally, logits, policy, tiny, with_policies, with_recipe
 from vlmft.errors import ConfigError
-from vlmft.models import Qwen25VL
 from vlmft.recipes.apply import apply_recipe, covering_modules
 from vlmft.recipes.saved import load
-from vlmft.train import TrainConfig
 
 
 def trainable(model: Any) -> set[str]:
@@ -52,20 +48,6 @@ def test_a_full_llm_with_tied_embeddings_beside_adapters_is_refused() -> None:
     message = "recipe: model.language_model cannot train in full beside adapters: its weight is tied to the other end"
     with pytest.raises(ConfigError, match=literally(message)):
         with_recipe(config)
-
-
-def untied(config: TrainConfig, folder: Path) -> TrainConfig:
-    """The config on a copy of the tiny checkpoint whose head is a weight of its own."""
-    shutil.copytree(tiny().folder(), folder)
-    described = json.loads((folder / "config.json").read_text())
-    described["tie_word_embeddings"] = described["text_config"]["tie_word_embeddings"] = False
-    (folder / "config.json").write_text(json.dumps(described))
-    model = tiny().load_model(CPU)
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
-    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
-    model.save_pretrained(folder)
-    spec = Qwen25VL(**(dict(tiny()) | {"path": str(folder)}))
-    return config.model_copy(update={"model": spec})
 
 
 def test_a_full_llm_with_a_head_of_its_own_trains_beside_adapters(tmp_path: Path) -> None:

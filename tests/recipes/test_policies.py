@@ -128,9 +128,13 @@ def test_lora_takes_the_last_modules(select: Select) -> None:
         select("llm", "lora", last_modules=99)
 
 
-@pytest.mark.parametrize("targets", [["lm_head"], ["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]])
-def test_lora_leaves_one_weight_at_both_ends_alone(select: Select, targets: list[str]) -> None:
-    with pytest.raises(ConfigError, match="cannot be adapted: embedding and head are one weight in this model"):
+def test_lora_reaches_the_head_where_it_is_named(select: Select) -> None:
+    assert select("llm", "lora", targets=["lm_head"]).adapted == ("lm_head",)
+
+
+@pytest.mark.parametrize("targets", [["embed_tokens"], ["embed_tokens", "lm_head", "q_proj"]])
+def test_lora_leaves_an_embedding_alone_that_is_the_head(select: Select, targets: list[str]) -> None:
+    with pytest.raises(ConfigError, match="embed_tokens cannot be adapted: it is one weight with the head in this mod"):
         select("llm", "lora", targets=targets)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
 
 from tests.recipes.expected import PROJECTOR, SHIPPED
 from tests.recipes.training import Trained, batches, save_trained, train, trained_recipe
@@ -105,6 +106,32 @@ def test_peft_alone_reads_an_adapter(recipe: str, tmp_path: Path) -> None:
     loaded = PeftModel.from_pretrained(tiny().load_model(CPU), tmp_path).eval()
     for batch in batches():
         assert torch.equal(logits(loaded, batch), logits(trained.model, batch))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_peft_and_transformers_alone_read_a_result_that_is_all_adapters(precision: str, tmp_path: Path) -> None:
+    """The base that adapter_config.json names, and the adapter, without a line of vlmft."""
+    config = with_policies(compose("recipe=lora_llm", f"precision={precision}"), projector=policy("frozen"))
+    save_trained(train(config), tmp_path)
+    base = PeftConfig.from_pretrained(tmp_path).base_model_name_or_path
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    model = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype)
+    stock = PeftModel.from_pretrained(model, tmp_path).eval()
+    ours, _ = load(tmp_path)
+    for batch in batches():
+        with torch.autocast("cpu", dtype, enabled=precision != "fp32"):
+            assert torch.equal(logits(stock, batch), logits(ours, batch))
+
+
+def test_an_adapter_names_its_base_by_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the copy of it in this machine's cache."""
+    monkeypatch.setattr("vlmft.models.spec._fetch", lambda *_, **__: tiny().folder())
+    model = Qwen25VL(**(dict(tiny()) | {"path": "some/base", "revision": "v1"}))
+    config = compose("recipe=lora_llm").model_copy(update={"model": model})
+    save_trained(train(config, steps=0), tmp_path)
+    named = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (named["base_model_name_or_path"], named["revision"]) == ("some/base", "v1")
+    load(tmp_path)
 
 
 def test_provenance_says_what_to_put_together(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Three real optimiser steps under a recipe, shared by the tests that look at what came of them."""
 
+import json
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -8,8 +10,9 @@ from typing import Any
 
 import torch
 
-from tests.support import compose, make_batches, model_inputs, read_llava, with_recipe, write_llava
+from tests.support import CPU, compose, make_batches, model_inputs, read_llava, tiny, with_recipe, write_llava
 from vlmft.encoding.collate import Batch
+from vlmft.models import Qwen25VL
 from vlmft.recipes.groups import parameter_groups
 from vlmft.recipes.saved import hash_weights, save
 from vlmft.train import TrainConfig
@@ -74,3 +77,17 @@ def save_trained(trained: Trained, folder: Path, unreached: tuple[str, ...] = ()
     processor = config.model.load_processor()
     save(folder, trained.model, processor, config.model, config.recipe, config.precision, hashes, unreached, provenance)
     return folder
+
+
+def untied(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The config on a copy of the tiny checkpoint whose head is a weight of its own."""
+    shutil.copytree(tiny().folder(), folder)
+    described = json.loads((folder / "config.json").read_text())
+    described["tie_word_embeddings"] = described["text_config"]["tie_word_embeddings"] = False
+    (folder / "config.json").write_text(json.dumps(described))
+    model = tiny().load_model(CPU)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() + 0.01)
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False
+    model.save_pretrained(folder)
+    spec = Qwen25VL(**(dict(tiny()) | {"path": str(folder)}))
+    return config.model_copy(update={"model": spec})

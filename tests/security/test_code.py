@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.merging.support import merge
 from tests.recipes.training import save_trained, train
 from tests.security.canary import commit_all, git, write_code_canary, write_working_canary
 from tests.support import CPU, compose, literally, tiny
@@ -379,3 +380,13 @@ def test_a_base_that_changed_meanwhile_does_not_keep_a_model_from_being_saved(ca
     trusted = canary.spec()
     change(canary.folder / "canary_code.py")
     assert trusted.located().path == str(canary.folder)
+
+
+def test_a_merge_asks_for_trust_too_and_takes_the_code_along(canary: Canary, tmp_path: Path) -> None:
+    config = compose("recipe=lora_llm").model_copy(update={"model": canary.spec()})
+    final = save_trained(train(config, steps=1), tmp_path / "final")
+    with pytest.raises(ConfigError, match=r"not run unasked; .* trust_remote_code=true in a merge"):
+        merge(tmp_path / "untrusted", final)
+    folder = merge(tmp_path / "trusted", final, trust_remote_code=True)
+    assert {path.name for path in canary.folder.glob("*.py")} <= {path.name for path in folder.iterdir()}
+    assert not (tmp_path / "untrusted" / "merged").exists()

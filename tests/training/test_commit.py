@@ -55,6 +55,31 @@ def checkpoints(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
+class TestPublish:
+    def begun(self, folder: Path) -> Path:
+        partial = commit.begin(folder)
+        (partial / "below").mkdir()
+        (partial / "below" / "file").write_text("x")
+        return partial
+
+    def test_gives_the_files_their_name(self, tmp_path: Path) -> None:
+        for folder in (tmp_path / "new", tmp_path / "empty"):
+            self.begun(folder)
+            if folder.name == "empty":
+                folder.mkdir()
+            commit.publish(folder)
+            assert (folder / "below" / "file").read_text() == "x"
+        assert names(tmp_path) == ["empty", "new"]
+
+    def test_a_name_that_has_been_taken_is_left_alone(self, tmp_path: Path) -> None:
+        partial = self.begun(tmp_path / "taken")
+        (tmp_path / "taken").mkdir()
+        (tmp_path / "taken" / "mine").touch()
+        with pytest.raises(StorageError, match="taken.partial: cannot become .*taken"):
+            commit.publish(tmp_path / "taken")
+        assert names(tmp_path / "taken") == ["mine"] and partial.is_dir()
+
+
 class TestVerify:
     def test_gives_what_was_committed(self, checkpoints: Path) -> None:
         folder = write(checkpoints, 7)

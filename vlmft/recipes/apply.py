@@ -22,10 +22,11 @@ ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
 
 
-def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dtype") -> Any:
+def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dtype | None") -> Any:
     """Make `model` train what `recipe` says, and nothing else. Returns it, wrapped where the recipe has adapters.
 
-    Trained weights become float32, so that small updates are not rounded away; frozen ones become `dtype`.
+    Trained weights become float32, so that small updates are not rounded away; frozen ones become `dtype`, or stay
+    as they are where it is None.
 
     Raises:
         ConfigError: a policy finds nothing to train, or what trains in full cannot stand beside adapters.
@@ -169,13 +170,13 @@ def _refuse_tied(model: Any, modules: Iterable[str]) -> None:
             )
 
 
-def cast(model: Any, dtype: "torch.dtype") -> None:
-    """Trained weights become float32, frozen ones `dtype`."""
+def cast(model: Any, dtype: "torch.dtype | None") -> None:
+    """Trained weights become float32, frozen ones `dtype`; None leaves these as they are."""
     import torch
 
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype or parameter.dtype)
 
 
 def plain_name(name: str) -> str:

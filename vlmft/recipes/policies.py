@@ -197,19 +197,18 @@ class Lora(Trains):
 
     @staticmethod
     def _refuse_one_end(component: Component, chosen: list[str]) -> None:
-        """Embedding and head are the two ends of one vocabulary."""
-        ends = [name for name in chosen if name in (component.embedding, component.head)]
-        if not ends:
+        """An embedding is adapted with its head, as two weights; the head alone may be, and merging then parts them."""
+        if component.embedding not in chosen:
             return
         if component.tied:
             raise ConfigError(
-                f"recipe.{component.name}.targets: {ends[0]} cannot be adapted: embedding and head are one weight in "
-                "this model, and merging an adapter into one of them would untie them; leave it out"
+                f"recipe.{component.name}.targets: {component.embedding} cannot be adapted: it is one weight with the "
+                "head in this model, which two adapters would pull apart; leave it out, or adapt the head alone"
             )
-        if component.head not in ends:
+        if component.head not in chosen:
             raise ConfigError(
-                f"recipe.{component.name}.targets: {ends[0]} is adapted only together with the head: the model would "
-                "read words otherwise than it writes them; add the head's name, or leave it out"
+                f"recipe.{component.name}.targets: {component.embedding} is adapted only together with the head: the "
+                "model would read words otherwise than it writes them; add the head's name, or leave it out"
             )
 
 

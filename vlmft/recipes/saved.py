@@ -7,8 +7,9 @@ them together. Loading refuses a missing or unexpected weight and a base whose b
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,9 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if recipe.adapters:
+            if family.path is not None and not Path(family.path).is_dir():  # a hub id says more than its cached copy
+                model.peft_config[ADAPTER].base_model_name_or_path = family.path
+                model.peft_config[ADAPTER].revision = family.revision
             model.save_pretrained(folder, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         else:
@@ -92,31 +96,77 @@ def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote
         ConfigError: no saved model here, the base is gone or has changed, weights are missing or unexpected, or it
             needs code that is not trusted.
     """
-    import torch
+    return open_saved(path, trust_remote_code).load(device)
 
+
+@dataclass(frozen=True)
+class Saved:
+    """What a run saved, its record read and its base found unchanged."""
+
+    folder: Path
+    family: ModelSpec
+    recipe: Recipe
+    precision: Precision
+    record: Mapping[str, Any]
+    """All of `vlmft.json`."""
+
+    def load(self, device: "str | torch.device") -> tuple[Any, Any]:
+        """(model, processor), see the function `load`."""
+        import torch
+
+        processor = self.load_processor()
+        dtype = torch_dtype(self.precision)
+        model = load_base(self.family, self.recipe, dtype, torch.device(device))
+        model = apply_recipe(model, self.recipe, self.family, dtype)
+        self.fill(model)
+        model.requires_grad_(False)
+        model.eval()
+        compute_in(model, dtype, torch.device(device))
+        return model, processor
+
+    def load_processor(self) -> Any:
+        """The processor, with the pixel budget and the chat template of the training."""
+        return read_processor(self.folder, self.family.trust_remote_code)
+
+    def fill(self, model: Any) -> None:
+        """Put the trained weights into the base, to which the recipe has been applied; all of them, and no other."""
+        import torch
+
+        if self.recipe.adapters:
+            _load_adapter(model, self.folder)
+            return
+        live = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        with torch.no_grad():
+            for name, tensor in self.trained(live):
+                live[name].copy_(tensor)
+
+    def trained(self, live: "Mapping[str, Tensor]") -> "Iterator[tuple[str, Tensor]]":
+        """Each trained weight with its name, one in memory at a time; for a recipe without adapters.
+
+        Args:
+            live: all that the recipe trains, by name; each is in the file, or no gradient reached it.
+        """
+        unreached = set(self.record["unreached"])
+        return _read_weights(
+            self.folder / _TRAINED, {name: tensor for name, tensor in live.items() if name not in unreached}
+        )
+
+
+def open_saved(path: str | Path, trust_remote_code: bool = False) -> Saved:
+    """Read what a run saved, without its weights; arguments and errors are those of `load`."""
     folder = saved_folder(path)
     record = _read_record(folder)
     family: ModelSpec = validate(ModelSpec, record["model"])
     if family.trust_remote_code and not trust_remote_code:
         raise ConfigError(
             f"{folder}: was trained with the Python code of {family.path} at commit {family.revision}, which is not "
-            "run unasked; if you trust it: vlmft.load(..., trust_remote_code=True)"
+            "run unasked; if you trust it: vlmft.load(..., trust_remote_code=True); trust_remote_code=true in a merge"
         )
     recipe = validate(Recipe, record["recipe"])
     _check_base(folder, family, record["base"]["sha256"])
     if family.trust_remote_code:
         check_copied(folder, family.folder())
-    processor = read_processor(folder, family.trust_remote_code)
-    dtype = torch_dtype(record["precision"])
-    model = apply_recipe(load_base(family, recipe, dtype, torch.device(device)), recipe, family, dtype)
-    if recipe.adapters:
-        _load_adapter(model, folder)
-    else:
-        _load_trained(model, folder, record["unreached"])
-    model.requires_grad_(False)
-    model.eval()
-    compute_in(model, dtype, torch.device(device))
-    return model, processor
+    return Saved(folder, family, recipe, record["precision"], record)
 
 
 def load_earlier(path: str | Path, model: Any, family: ModelSpec, recipe: Recipe) -> None:
@@ -133,10 +183,7 @@ def load_earlier(path: str | Path, model: Any, family: ModelSpec, recipe: Recipe
         kinds = ["adapters" if one.adapters else "weights trained in full" for one in (earlier, recipe)]
         raise ConfigError(f"model.adapter: {folder} holds {kinds[0]}, this recipe trains {kinds[1]}; use its recipe")
     try:
-        if recipe.adapters:
-            _load_adapter(model, folder)
-        else:
-            _load_trained(model, folder, record["unreached"])
+        Saved(folder, family, recipe, record["precision"], record).fill(model)
     except ConfigError as error:
         raise ConfigError(f"model.adapter: {folder} was trained under another recipe: {error}") from None
 
@@ -188,40 +235,35 @@ def _save_trained(model: Any, folder: Path) -> None:
     save_file(trained, folder / _TRAINED, metadata={"format": "pt"})
 
 
-def _load_trained(model: Any, folder: Path, unreached: Sequence[str]) -> None:
-    import torch
-
-    live = {name: p for name, p in model.named_parameters() if p.requires_grad and name not in unreached}
-    saved = _read_weights(folder / _TRAINED, live)
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            live[name].copy_(tensor)
-
-
 def _load_adapter(model: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    saved = _read_weights(folder / "adapter_model.safetensors", expected)
+    saved = dict(_read_weights(folder / "adapter_model.safetensors", expected))
     set_peft_model_state_dict(model, saved, adapter_name=ADAPTER)
 
 
-def _read_weights(file: Path, expected: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-    """Read a file that must hold exactly the `expected` names and shapes."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def _read_weights(file: Path, expected: "Mapping[str, Tensor]") -> "Iterator[tuple[str, Tensor]]":
+    """Read a file that must hold exactly the `expected` names and shapes, tensor by tensor."""
+    from safetensors import SafetensorError, safe_open
 
     try:
-        saved = load_file(file)
+        with safe_open(file, framework="pt") as stored:
+            names: list[str] = stored.keys()
+            _refuse_other_weights(file, {name: stored.get_slice(name).get_shape() for name in names}, expected)
+            for name in expected:
+                yield name, stored.get_tensor(name)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{file}: cannot be read: {error}; copy the saved model again, or train it again") from None
-    missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+
+
+def _refuse_other_weights(file: Path, found: Mapping[str, list[int]], expected: "Mapping[str, Tensor]") -> None:
+    missing, unexpected = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     # copy_ would spread a single value over a whole weight.
-    reshaped = sorted(n for n in saved.keys() & expected.keys() if saved[n].shape != expected[n].shape)
+    reshaped = sorted(n for n in found.keys() & expected.keys() if found[n] != list(expected[n].shape))
     if missing or unexpected or reshaped:
         raise ConfigError(
             f"{file}: does not fit the model that {PROVENANCE} describes: {len(missing)} weights missing "
             f"{missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}, {len(reshaped)} of another shape "
             f"{reshaped[:3]}; copy the saved model again, or train it again"
         )
-    return saved

@@ -85,6 +85,23 @@ def commit(folder: Path, step: int, facts: Mapping[str, Any]) -> Committed:
     return Committed(folder, step, facts)
 
 
+def publish(folder: Path) -> None:
+    """Flush what was written into `partial_folder(folder)`, and give it the name `folder`, which is free or empty.
+
+    Raises:
+        StorageError: a file cannot be flushed, or the name has been taken in the meantime; the files are left.
+    """
+    partial = partial_folder(folder)
+    try:
+        for path in sorted(partial.rglob("*")):
+            _flush(path)
+        _flush(partial)
+        partial.rename(folder)
+        _flush(folder.parent)
+    except OSError as error:
+        raise StorageError(f"{partial}: cannot become {folder}: {error.strerror}") from error
+
+
 def verify(folder: Path) -> Committed:
     """Read every byte of a checkpoint and compare it with its manifest.
 

@@ -1,0 +1,144 @@
+"""The model card: README.md of the merged folder, with the front matter that the Hugging Face hub reads."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmft.models.spec import ModelSpec
+from vlmft.recipes.table import describe_policy
+from vlmft.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from vlmft.recipes.saved import Saved
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_IN_CACHE = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
+
+TO_WRITE = "**To be written by the author before this model is published:**"
+
+
+def model_card(saved: "Saved", base_model: str | None, dtype: str) -> str:
+    """The card of what `saved` becomes when it is merged.
+
+    Args:
+        base_model: the base's id on the hub; None: where the run's own base has one.
+        dtype: of the merged weights.
+    """
+    from huggingface_hub import ModelCardData
+
+    base = base_model or hub_id(saved.family)
+    adapters = "lora" if saved.recipe.adapters else "full-fine-tuning"
+    data = ModelCardData(
+        base_model=base,
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        tags=["vlmft", "vision-language", adapters],
+        datasets=None,
+    )
+    front = data.to_yaml()
+    if base is None:
+        front += "\n# base_model: the base's id on the hub, where it has one; it was trained from a local folder"
+    result = RunFolder(saved.folder.parent).read_result()
+    return "\n".join(
+        [
+            "---",
+            front,
+            "---",
+            "",
+            f"# {saved.folder.parent.name if result else saved.folder.name}, merged",
+            "",
+            f"A vision-language model, fine-tuned with vlmft from {base or 'a local checkpoint'}. The weights are "
+            f"merged into their base, in {dtype}; transformers loads them with `AutoModelForImageTextToText` and "
+            "`AutoProcessor`.",
+            "",
+            "## Intended use",
+            "",
+            f"{TO_WRITE} whom it is for, what it may be used for and what not, what is known of its errors and "
+            "biases, and under which licence (that of the base and that of the data both bind).",
+            "",
+            "## Data",
+            "",
+            *_data(saved.record.get("datasets", {})),
+            "",
+            "## Recipe",
+            "",
+            *_recipe(saved, result),
+            "",
+            "## Metrics",
+            "",
+            *_metrics(result.get("eval", {})),
+            "",
+            "## Base",
+            "",
+            *_base(saved, base),
+            "",
+        ]
+    )
+
+
+def hub_id(family: ModelSpec) -> str | None:
+    """The base's id on the hub; None where it is a folder that does not come from there."""
+    path = family.path
+    if path is None:
+        return None
+    if cached := _IN_CACHE.search(f"{path}/"):
+        return f"{cached[1]}/{cached[2]}"
+    return path if _HUB_ID.fullmatch(path) and not Path(path).is_dir() else None
+
+
+def _data(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    if not datasets:
+        return ["Not recorded."]
+    columns = sorted({key for facts in datasets.values() for key in facts if key != "path"})
+    return _table(
+        ["entry", *columns], [[name, *(facts.get(key, "") for key in columns)] for name, facts in datasets.items()]
+    )
+
+
+def _recipe(saved: "Saved", result: Mapping[str, Any]) -> list[str]:
+    policies = saved.recipe.policies(saved.family.component_paths)
+    rows = [[component, describe_policy(policy)] for component, policy in policies.items()]
+    steps = [f"{result['steps']} optimiser steps, computed in {saved.precision}."] if "steps" in result else []
+    return [*_table(["component", "trained"], rows), *([""] if steps else []), *steps]
+
+
+def _metrics(scores: Mapping[str, Any]) -> list[str]:
+    tuned, intervals = scores.get("tuned", {}), scores.get("intervals", {})
+    if not tuned:
+        return [f"{TO_WRITE} the run scored no held-out samples."]
+    rows = [
+        [
+            metric,
+            *(
+                _scored(scores.get(side, {}).get(metric), intervals.get(side, {}).get(metric))
+                for side in ("base", "tuned")
+            ),
+        ]
+        for metric in tuned
+    ]
+    p_value = scores.get("p_value")
+    test = [] if p_value is None else ["", f"Exact McNemar test of the first metric, two-sided: p = {p_value:.2g}."]
+    held_out = f"On {scores.get('n', '?')} held-out samples; in brackets the 95 % interval."
+    return [held_out, "", *_table(["metric", "base", "this model"], rows), *test]
+
+
+def _scored(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _base(saved: "Saved", base: str | None) -> list[str]:
+    recorded = saved.record["base"]
+    named = base or saved.family.folder().name
+    revision = f" at revision {recorded['revision']}" if recorded["revision"] else ""
+    rows = [[f"`{name}`", f"`{digest}`"] for name, digest in recorded["sha256"].items()]
+    return [f"{named}{revision}, whose weights are:", "", *_table(["file", "sha256"], rows)]
+
+
+def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
+    def line(cells: list[Any]) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    return [line(head), "|" + "---|" * len(head), *map(line, rows)]
