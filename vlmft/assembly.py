@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from vlmft.evaluation.generate import Answer, Evaluator
     from vlmft.train import TrainConfig
+    from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.commit import Committed
     from vlmft.training.sft import SftTrainer
 
@@ -182,7 +183,7 @@ def sft_trainer(
     stop: StopRequest,
     console: "Console",
     start: "Committed | None",
-) -> "Iterator[SftTrainer]":
+) -> "Iterator[tuple[SftTrainer, Checkpoints]]":
     """The trainer, beginning at the checkpoint `start`, with metrics.jsonl and the progress bar open on rank 0."""
     from vlmft.recipes.groups import parameter_groups
     from vlmft.training.checkpoint import Checkpoints
