@@ -41,6 +41,7 @@ LAYERS, HYDRA, TORCH = "layers", "only vlmft.config knows Hydra and OmegaConf", 
         ("training/ranks", "from omegaconf import OmegaConf", HYDRA, "omegaconf"),
         ("train", "def f():\n    import hydra.utils", HYDRA, "hydra"),
         ("data/run_data", "def f():\n    import torch", TORCH, "torch"),
+        ("sweeps/table", "def f():\n    import vlmft.worker", TORCH, "torch"),
     ],
 )
 def test_an_import_against_the_layers_is_found(

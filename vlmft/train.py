@@ -63,9 +63,9 @@ class TrainConfig(Spec):
 
 def main() -> NoReturn:
     """The command."""
-    from vlmft.summary import print_sweep
+    from vlmft.sweeps.finish import finish_sweep
 
-    sys.exit(run_app("train", TrainConfig, train, sweep_done=print_sweep))
+    sys.exit(run_app("train", TrainConfig, train, sweep_done=finish_sweep))
 
 
 def train(config: TrainConfig, composition: Composition) -> int:
@@ -128,6 +128,7 @@ def opened(config: TrainConfig, composition: Composition, ranks: int) -> "Iterat
         with lock.held(folder.path, lock.RANK):
             pass  # a rank that outlived its killed driver is still saving
         folder.start()
+        folder.write_result(overrides=list(composition.overrides))
         yield folder
 
 

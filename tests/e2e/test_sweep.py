@@ -1,6 +1,11 @@
 """`-m`: each job in its own processes; one that fails does not hurt the others."""
 
+import csv
+import os
+import textwrap
 from pathlib import Path
+
+import pytest
 
 from tests.e2e.conftest import Typed, losses, read_result
 
@@ -8,23 +13,95 @@ SHORT = ("trainer.max_steps=3", "evaluation=none", "optim.warmup=0", "trainer.nu
 SMALL = ("dataset.shapes.train_samples=64", "dataset.shapes.eval_samples=8")
 
 
-def test_a_failed_job_is_reported_and_the_next_one_runs(typed: Typed, work: Path) -> None:
-    ended = typed("-m", "optim.lr=1e+30,0.001", "run.dir=sweep", *SHORT, *SMALL)
-    assert ended.code == 3
-    sweep = work / "sweep"
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0", "1"]
-    failed, done = read_result(sweep / "0"), read_result(sweep / "1")
-    assert (failed["state"], failed["exit_code"]) == ("failed", 3)
-    assert (done["state"], done["exit_code"], done["steps"]) == ("done", 0, 3)
-    assert len(losses(sweep / "1")) == 3 and (sweep / "1" / "final" / "trained.safetensors").is_file()
-    assert not (sweep / "0" / "final").exists()
+def injected(folder: Path, code: str) -> dict[str, str]:
+    """The environment in which every rank carries out `code` before its own."""
+    lines = f"import os\nif os.environ.get('RANK'):\n{textwrap.indent(textwrap.dedent(code), '    ')}"
+    (folder / "sitecustomize.py").write_text(lines)
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])}
 
-    table = ended.out[ended.out.index(f"sweep {sweep}") :]
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.splitlines() if line.startswith("│")]
-    first, second = (row for row in rows if row[0] in ("0", "1"))
-    assert first[1] == "optim.lr=1e+30" and first[2].startswith("failed: the loss of step 2 is nan")
-    assert second[1:3] == ["optim.lr=0.001", "done"]
-    assert second[3] == f"{losses(sweep / '1')[-1]:.3f}"
+
+def rows_of(out: str) -> list[list[str]]:
+    """The rows of the sweep's table."""
+    lines = out[out.index("\nsweep ") :].splitlines()
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
+    return [row for row in rows if row[0]]
+
+
+def test_a_failed_job_is_reported_the_next_one_runs_and_a_second_start_does_what_is_missing(
+    typed: Typed, work: Path, tmp_path: Path
+) -> None:
+    """Of three jobs one is misconfigured, one is done, and one is killed by the kernel in its second step."""
+    words = ("-m", "seed=x,0,1", "run.dir=sweep", *SHORT, *SMALL)
+    code = """
+    import os, signal, sys
+    from vlmft.training import sft
+
+    if sys.orig_argv[-1].endswith("/2"):  # job 2: its rank is killed in its second step, as for want of memory
+        loss, calls = sft.supervised_loss, []
+
+        def supervised_loss(*args):
+            calls.append(1)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return loss(*args)
+
+        sft.supervised_loss = supervised_loss
+    """
+    ended = typed(*words, "trainer.save_every=1", **injected(tmp_path, code))
+    assert ended.code == 2
+    sweep = work / "sweep"
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["1", "2"]
+    done, killed = read_result(sweep / "1"), read_result(sweep / "2")
+    assert (done["state"], done["exit_code"], done["steps"]) == ("done", 0, 3)
+    assert (killed["state"], killed["exit_code"]) == ("failed", 137)
+    assert len(losses(sweep / "1")) == 3 and (sweep / "1" / "final" / "trained.safetensors").is_file()
+    assert done["parameters"] == done["trainable_parameters"] > 300_000
+    assert 100e6 < done["peak_memory_bytes"] < 8e9
+    assert done["overrides"][0] == "seed=0" and not (sweep / "2" / "final").exists()
+
+    wrong, second, third = rows_of(ended.out)
+    assert wrong[:2] == ["0", "seed=x"] and wrong[2].startswith("failed: seed: Input should be a valid integer")
+    assert second[:4] == ["1", "seed=0", "done", f"{losses(sweep / '1')[-1]:.3f}"]
+    assert third[:3] == ["2", "seed=1", "failed: rank 0 was killed by signal SIGKILL"]
+    assert (sweep / "summary.png").read_bytes().startswith(b"\x89PNG")
+    before = (sweep / "1" / "result.json").read_bytes()
+
+    again = typed(*words, "trainer.save_every=1")
+    assert again.code == 2  # seed=x still is no number
+    assert f"run      {sweep / '1'} is finished already; nothing was changed" in again.out
+    assert (sweep / "1" / "result.json").read_bytes() == before
+    assert f"resumed  {sweep / '2' / 'checkpoints' / 'step-00000001'}" in again.out
+    assert [row[2] for row in rows_of(again.out)][1:] == ["done", "done"]
+    with (sweep / "summary.csv").open() as file:
+        assert [(row["job"], row["seed"], row["state"]) for row in csv.DictReader(file)] == [
+            ("0", "x", "failed"),
+            ("1", "0", "done"),
+            ("2", "1", "done"),
+        ]
+
+
+@pytest.mark.slow
+def test_a_job_that_diverges_and_one_without_memory_leave_the_third_unharmed(
+    typed: Typed, work: Path, tmp_path: Path
+) -> None:
+    code = """
+    import sys
+    import torch
+    from vlmft.training import sft
+
+    def supervised_loss(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if sys.orig_argv[-1].endswith("/0"):
+        sft.supervised_loss = supervised_loss
+    """
+    ended = typed("-m", "optim.lr=1e-4,1e+30,0.001", "run.dir=sweep", *SHORT, *SMALL, **injected(tmp_path, code))
+    assert ended.code == 4
+    assert [read_result(work / "sweep" / str(number))["exit_code"] for number in range(3)] == [4, 3, 0]
+    first, second, third = rows_of(ended.out)
+    assert first[:3] == ["0", "optim.lr=0.0001", "failed: CUDA out of memory. Tried to allocate 2.00 GiB."]
+    assert second[2].startswith("failed: the loss of step 2 is nan")
+    assert third[1:3] == ["optim.lr=0.001", "done"]
     assert "error: the loss of step 2 is nan" in ended.err
 
 

@@ -127,9 +127,10 @@ class _Runner(Generic[S]):
             given = folder_given(overrides) is not None
             return self.job(specs, Composition(portable, overrides, run_dir, choices, number, given))
 
+        said: list[str] = []
         with _variable(_FULL_ERROR, self.users_full_error):
-            code = _exit_code(check_and_run)
-        self.records.append(JobRecord(number or 0, overrides, run_dir, code))
+            code = _exit_code(check_and_run, said)
+        self.records.append(JobRecord(number or 0, overrides, run_dir, code, "\n".join(said)))
         if code in _ENDS_SWEEP:
             raise _SweepEnded
 
@@ -182,20 +183,24 @@ def _choices(hydra: Any, cfg: DictConfig) -> dict[str, str]:
     return choices
 
 
-def _exit_code(action: Callable[[], int | None]) -> int:
-    """Run `action`, print what it raises, and return the exit code that this means."""
+def _exit_code(action: Callable[[], int | None], said: list[str] | None = None) -> int:
+    """Run `action`, print what it raises, add it to `said`, and return the exit code that this means."""
+    said = [] if said is None else said
     try:
         return action() or 0
     except VlmftError as error:
+        said.extend(error.problems)
         for problem in error.problems:
             sys.stderr.write(f"error: {problem}\n")
         return error.exit_code
     except KeyboardInterrupt:
+        said.append("interrupted")
         sys.stderr.write("error: interrupted\n")
         return InterruptedRunError.exit_code
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception:
+    except Exception as error:
+        said.append(f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return 1
 
