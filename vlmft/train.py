@@ -63,9 +63,12 @@ class TrainConfig(Spec):
 
 def main() -> NoReturn:
     """The command."""
+    from vlmft.launch import bind_to_parent
     from vlmft.sweeps.finish import finish_sweep
+    from vlmft.sweeps.pool import run_jobs
 
-    sys.exit(run_app("train", TrainConfig, train, sweep_done=finish_sweep))
+    bind_to_parent()  # as a job of a sweep's pool
+    sys.exit(run_app("train", TrainConfig, train, sweep_done=finish_sweep, run_jobs=run_jobs))
 
 
 def train(config: TrainConfig, composition: Composition) -> int:

@@ -2,12 +2,16 @@
 
 import csv
 import os
+import signal
+import subprocess
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.e2e.conftest import Typed, losses, read_result
+from tests.e2e.conftest import Typed, losses, read_result, until
 
 SHORT = ("trainer.max_steps=3", "evaluation=none", "optim.warmup=0", "trainer.num_workers=0")
 SMALL = ("dataset.shapes.train_samples=64", "dataset.shapes.eval_samples=8")
@@ -103,6 +107,81 @@ def test_a_job_that_diverges_and_one_without_memory_leave_the_third_unharmed(
     assert second[2].startswith("failed: the loss of step 2 is nan")
     assert third[1:3] == ["optim.lr=0.001", "done"]
     assert "error: the loss of step 2 is nan" in ended.err
+
+
+POOL = ("-m", "hydra/launcher=pool", "hydra.launcher.slots=2")
+
+
+def test_jobs_beside_each_other(typed: Typed, work: Path, tmp_path: Path) -> None:
+    """One is misconfigured, one runs out of memory, one is done; each says so in the table, and prints to its log."""
+    code = """
+    import sys
+    import torch
+    from vlmft.training import sft
+
+    def supervised_loss(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    if sys.orig_argv[-1].endswith("/2"):
+        sft.supervised_loss = supervised_loss
+    """
+    ended = typed(*POOL, "seed=x,0,1", "run.dir=sweep", *SHORT, *SMALL, **injected(tmp_path, code))
+    assert ended.code == 2
+    assert [row[:3] for row in rows_of(ended.out)][1:] == [
+        ["1", "seed=0", "done"],
+        ["2", "seed=1", "failed: CUDA out of memory. Tried to allocate 2.00 GiB."],
+    ]
+    assert "pool     2 jobs on 2 x cpu" in ended.out and "job 1 started on cpu slot 0: seed=0" in ended.out
+    assert "steps    " not in ended.out  # the jobs' own words are in their logs
+    assert "tuned model  " in (work / "sweep" / "1" / "log.txt").read_text()
+    assert "error: CUDA out of memory." in (work / "sweep" / "2" / "log.txt").read_text()
+    assert read_result(work / "sweep" / "2")["exit_code"] == 4
+    assert ended.err.splitlines() == [line for line in ended.err.splitlines() if line.startswith("error: seed: Input")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code", "state"), [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "stopped")]
+)
+def test_a_signal_reaches_every_job_none_is_left_and_the_same_words_go_on(
+    started: Callable[..., "subprocess.Popen[str]"],
+    typed: Typed,
+    work: Path,
+    number: signal.Signals,
+    code: int,
+    state: str,
+) -> None:
+    words = (*POOL, "seed=0,1,2", "run.dir=sweep", *SMALL, "evaluation=none", "trainer.num_workers=1")
+    process = started(*words, "trainer.max_steps=60", "global_batch_size=2")
+    logged = [work / "sweep" / str(job) / "metrics.jsonl" for job in (0, 1)]
+    until(lambda: all(path.exists() and path.stat().st_size for path in logged), "the first steps of two jobs")
+    below = psutil.Process(process.pid).children(recursive=True)
+    assert len([child for child in below if "vlmft.worker" in child.cmdline()]) >= 2
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, out + err
+    _, alive = psutil.wait_procs(below, timeout=5)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert [read_result(work / "sweep" / str(job))["state"] for job in (0, 1)] == [state, state]
+    assert not (work / "sweep" / "2").exists()
+    assert [row[2].partition(":")[0] for row in rows_of(out)] == [state, state]
+    ended = typed(*words, "trainer.max_steps=60", "global_batch_size=2")
+    assert ended.code == 0, ended.out + ended.err
+    assert [len(losses(work / "sweep" / str(job))) for job in range(3)] == [60, 60, 60]
+    assert "resumed  " in (work / "sweep" / "0" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_a_killed_sweep_takes_its_jobs_along(started: Callable[..., "subprocess.Popen[str]"], work: Path) -> None:
+    words = (*POOL, "seed=0,1", "run.dir=sweep", *SMALL, "evaluation=none", "trainer.num_workers=1")
+    process = started(*words, "trainer.max_steps=2000")
+    logged = [work / "sweep" / str(job) / "metrics.jsonl" for job in (0, 1)]
+    until(lambda: all(path.exists() and path.stat().st_size for path in logged), "the first steps of two jobs")
+    below = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+    assert [read_result(work / "sweep" / str(job))["state"] for job in (0, 1)] == ["preempted", "preempted"]
 
 
 def test_a_misspelt_value_ends_it_before_the_first_job(typed: Typed, work: Path) -> None:
