@@ -66,9 +66,11 @@ def main() -> NoReturn:
     from vlmft.launch import bind_to_parent
     from vlmft.sweeps.finish import finish_sweep
     from vlmft.sweeps.pool import run_jobs
+    from vlmft.sweeps.study import search
 
     bind_to_parent()  # as a job of a sweep's pool
-    sys.exit(run_app("train", TrainConfig, train, sweep_done=finish_sweep, run_jobs=run_jobs))
+    code = run_app("train", TrainConfig, train, sweep_done=finish_sweep, run_jobs=run_jobs, run_search=search)
+    sys.exit(code)
 
 
 def train(config: TrainConfig, composition: Composition) -> int:

@@ -184,6 +184,32 @@ def test_a_killed_sweep_takes_its_jobs_along(started: Callable[..., "subprocess.
     assert [read_result(work / "sweep" / str(job))["state"] for job in (0, 1)] == ["preempted", "preempted"]
 
 
+@pytest.mark.slow
+def test_a_search_stops_what_lags_names_the_best_and_goes_on(typed: Typed, work: Path) -> None:
+    """A rate of 1e-9 learns nothing: with the others before it, it is stopped; then one trial more is asked for."""
+    words = (
+        *("-m", "hydra/sweeper=optuna", "hydra/launcher=pool", "hydra.launcher.slots=1", "run.dir=sweep"),
+        *("hydra.sweeper.objective=train.loss", "hydra.sweeper.direction=minimize", "hydra.sweeper.startup_trials=1"),
+        *("hydra.sweeper.prune_by=loss", "hydra.sweeper.prune_every_steps=20", *SMALL, "evaluation=none"),
+        *("trainer.max_steps=200", "global_batch_size=2", "trainer.num_workers=0", "logger=none"),
+        "optim.lr=choice(1e-3,1e-9)",
+    )
+    first = typed(*words, "hydra.sweeper.trials=4")
+    assert first.code == 0, first.out + first.err
+    assert "best     trial " in first.out and "with optim.lr=0.001" in first.out
+    states = {row[0]: row[2].partition(":")[0] for row in rows_of(first.out)}
+    chose = {row[0]: row[1] for row in rows_of(first.out)}
+    assert set(states.values()) <= {"done", "pruned"} and set(chose.values()) == {"optim.lr=0.001", "optim.lr=1e-09"}
+    assert {states[job] for job in states if chose[job] == "optim.lr=0.001"} == {"done"}
+    assert (work / "sweep" / "study.png").is_file() and (work / "sweep" / "study.db").is_file()
+    again = typed(*words, "hydra.sweeper.trials=5")
+    assert again.code == 0, again.out + again.err
+    assert [line for line in again.out.splitlines() if " started on " in line] == [
+        line for line in again.out.splitlines() if line.startswith("job 4 started on ")
+    ]
+    assert len(rows_of(again.out)) == 5
+
+
 def test_a_misspelt_value_ends_it_before_the_first_job(typed: Typed, work: Path) -> None:
     ended = typed("-m", "recipe=fft,lora_lm", "run.dir=sweep", *SHORT, *SMALL)
     assert ended.code == 2

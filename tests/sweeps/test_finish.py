@@ -86,6 +86,12 @@ def test_words_of_the_command_line_are_no_markup(tmp_path: Path, capsys: pytest.
     words = ("recipe.llm.targets=[q_proj,v_proj]", "run.name=$x_{1}$ [red]")
     finish_sweep(tmp_path, [JobRecord(0, words, tmp_path / "0", 2, "[bold]no")])
     assert "recipe.llm.targets=[q_proj,v_proj]" in (out := capsys.readouterr().out) and "[bold]no" in out
+    targets = ("recipe.llm.targets=[q_proj]", "recipe.llm.targets=[v_proj]")
+    pair = [
+        JobRecord(n, (words,), write_run(tmp_path / str(n), [n + 1.0]).parent, 0) for n, words in enumerate(targets)
+    ]
+    finish_sweep(tmp_path, pair)
+    assert "ends best: 0 (recipe.llm.targets=[q_proj]): " in capsys.readouterr().out
 
 
 def test_a_single_run_is_not_compared() -> None:

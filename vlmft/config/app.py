@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from vlmft.config import pool
+from vlmft.config import pool, search
 from vlmft.config.files import read_mapping
 from vlmft.config.messages import explain
 from vlmft.config.portable import escape, resolve
@@ -66,18 +66,21 @@ def run_app(
     argv: Sequence[str] | None = None,
     home: Path | None = None,
     run_jobs: pool.RunJobs | None = None,
+    run_search: search.RunSearch | None = None,
 ) -> int:
     """Compose `config_name` by the command line, check it against `schema`, run `job` on it; return the exit code.
 
     In a sweep (`-m`) a job that fails is recorded and the next one starts, except after an interrupt or a
     preemption, which end the sweep. Then `sweep_done` gets the sweep's folder and the records, and the exit code
     is that of the interrupt, or else of the first job that failed. With `hydra/launcher=pool` the jobs of a sweep are
-    commands of their own, which `run_jobs` runs beside each other. `home` stands in for the built-in root.
+    commands of their own, which `run_jobs` runs beside each other; with `hydra/sweeper=optuna`, `run_search` chooses
+    them. `home` stands in for the built-in root.
 
     Nothing is raised: each problem is a line `error: ...` on stderr.
     """
     runner = _Runner(config_name, schema, job)
     pool.register(run_jobs)
+    search.register(run_search)
     composing = _exit_code(lambda: _compose_and_run(config_name, runner, argv, home))
     if not runner.records:
         runner.sweep.remove_if_unused()

@@ -37,7 +37,8 @@ class PoolSettings:
 
     devices: tuple[str, ...] | None
     """None: all that are visible."""
-    devices_per_job: int
+    devices_per_job: int | None
+    """None: all that there are."""
     slots: int | None
 
 
@@ -82,6 +83,13 @@ class PoolLauncher(BasicLauncher):
         super().__init__()
         self.settings = _checked(devices, devices_per_job, slots)
 
+    @classmethod
+    def single(cls) -> "PoolLauncher":
+        """One job at a time, with all that the machine has."""
+        launcher = cls(slots=1)
+        launcher.settings = PoolSettings(None, None, 1)
+        return launcher
+
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Run the jobs; return nothing for Hydra to look at, since how they ended is recorded."""
         self.run(self.compose(job_overrides, initial_job_idx))
@@ -93,17 +101,26 @@ class PoolLauncher(BasicLauncher):
         return self.checker.keep(lambda: launch(job_overrides, initial_job_idx))
 
     def run(self, jobs: Iterable[PoolJob], ended: JobEnded | None = None, stop_early: StopEarly | None = None) -> None:
-        """Run jobs, and record how each ended before `ended` hears of it."""
+        """Run jobs, and record how each ended; one that was stopped early has ended as it should."""
+        stopped: set[int] = set()
         run_jobs = type(self).run_jobs
         if run_jobs is None:
             raise ConfigError("hydra/launcher=pool: this command runs no jobs beside each other")
 
+        def stop(job: PoolJob) -> bool:
+            if stop_early is not None and stop_early(job):
+                stopped.add(job.number)
+            return job.number in stopped
+
         def record(job: PoolJob, exit_code: int, reason: str) -> None:
-            self.checker.ended(job, exit_code, reason)
+            if job.number in stopped:
+                self.checker.ended(job, 0, "")
+            else:
+                self.checker.ended(job, exit_code, reason)
             if ended is not None:
                 ended(job, exit_code, reason)
 
-        run_jobs(jobs, self.settings, record, stop_early)
+        run_jobs(jobs, self.settings, record, stop if stop_early is not None else None)
 
     @property
     def checker(self) -> Checker:

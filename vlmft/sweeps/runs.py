@@ -87,7 +87,7 @@ def read_run(path: Path, name: str | None = None) -> RunRecord:
     """
     folder = RunFolder.open(path)
     result = folder.read_result()
-    lines = list(_read_metrics(folder.metrics))
+    lines = list(read_metrics(folder.metrics))
     losses = tuple((int(line["step"]), float(line["loss"])) for line in lines if line.get("loss") is not None)
     scores = result.get("eval", {})
     state, reason = result.get("state", FAILED), result.get("reason") or ""
@@ -235,7 +235,8 @@ def best(records: Sequence[RunRecord]) -> RunRecord | None:
     return min(ended, key=lambda record: record.smoothed_loss or 0) if ended else None
 
 
-def _read_metrics(path: Path) -> Iterable[dict[str, Any]]:
+def read_metrics(path: Path) -> Iterable[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl. Raises `DataError` at a damaged one."""
     if not path.is_file():
         return
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):

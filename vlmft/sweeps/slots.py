@@ -27,7 +27,7 @@ def make_slots(settings: PoolSettings, environ: Mapping[str, str] = os.environ) 
         ConfigError: the settings ask for devices that are not there, or for more places than devices.
     """
     devices = _devices(settings, environ)
-    per_job = settings.devices_per_job
+    per_job = settings.devices_per_job or max(1, len(devices))
     count = len(devices) // per_job if devices else settings.slots or 1
     problems = []
     if devices and not count:

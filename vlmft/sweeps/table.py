@@ -5,7 +5,7 @@ import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlmft.run_folder import DONE, RUNNING
+from vlmft.run_folder import DONE, PRUNED
 from vlmft.screen import format_bytes
 from vlmft.sweeps.runs import RunRecord, Score, best, chosen, common_level, differing, fastest, label
 
@@ -52,8 +52,8 @@ def screen_table(records: Sequence[RunRecord], title: str, loss_below: float | N
 
     level = common_level(records) if loss_below is None else loss_below
     heads, rows = columns(records, level)
-    caption = "\n".join(verdict(records, level))
-    table = Table(title=title, title_justify="left", caption=caption or None, caption_justify="left")
+    caption = _plain("\n".join(verdict(records, level)))
+    table = Table(title=_plain(title), title_justify="left", caption=caption or None, caption_justify="left")
     for head in heads:
         folds = head in ("overrides", "status")
         table.add_column(head, justify="left" if folds else "right", overflow="fold")
@@ -110,12 +110,7 @@ def csv_text(records: Sequence[RunRecord], loss_below: float | None = None) -> s
 
 def all_done(records: Sequence[RunRecord]) -> bool:
     """Whether no run is left to be done."""
-    return all(record.state == DONE for record in records)
-
-
-def any_failed(records: Sequence[RunRecord]) -> bool:
-    """Whether a run has ended otherwise than well."""
-    return any(record.state not in (DONE, RUNNING) for record in records)
+    return all(record.state in (DONE, PRUNED) for record in records)
 
 
 def interval(score: Score | None) -> str:
