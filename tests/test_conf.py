@@ -108,6 +108,47 @@ def test_a_recipes_policy_can_be_exchanged(policy: str) -> None:
     assert type(config.recipe.vision_tower).__name__ == target.rpartition(".")[2]
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_is_so_many_runs_that_differ_as_it_says(path: Path) -> None:
+    """Each job's recipe is the one that its words choose; nothing else differs."""
+    composed: list[dict[str, Any]] = []
+
+    def job(config: TrainConfig, composition: Composition) -> int:
+        composed.append(config.to_config())
+        return 0
+
+    assert run_app("train", TrainConfig, job, argv=["-m", f"+experiment={path.stem}", "run.dir=sweep"]) == 0
+    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    found = [[_at(config, key) for key in params] for config in composed]
+    assert len({str(values) for values in found}) == len(composed) > 1
+    for config in composed:
+        config.pop("run")
+        for key in params:
+            parent, _, name = key.rpartition(".")
+            _at(config, parent).pop(name)
+    assert all(config == composed[0] for config in composed)
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def test_lora_rank_targets_is_three_ranks_by_two_sets_of_targets() -> None:
+    path = CONF / "experiment/lora_rank_targets.yaml"
+    found: list[tuple[int, Any]] = []
+
+    def job(config: TrainConfig, composition: Composition) -> int:
+        llm: Any = config.recipe.to_config()["llm"]
+        found.append((llm["rank"], llm["targets"]))
+        return 0
+
+    assert run_app("train", TrainConfig, job, argv=["-m", f"+experiment={path.stem}", "run.dir=sweep"]) == 0
+    two, four = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert found == [(rank, targets) for rank in (4, 16, 64) for targets in (two, four)]
+
+
 def test_every_entry_of_the_registry_is_valid() -> None:
     datasets, metrics = REGISTRY.names("datasets"), REGISTRY.names("metrics")
     assert datasets and metrics
