@@ -18,13 +18,14 @@ from vlmft.config.spec import Spec, validate
 from vlmft.config.targets import resolve_target
 from vlmft.merge import MergeConfig
 from vlmft.recipes.recipe import Rate
+from vlmft.report import ReportConfig
 from vlmft.train import TrainConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir()
+    if folder.is_dir() and folder.name not in ("hydra", "experiment")  # Hydra's own, and what combines the others
 }
 POLICIES = sorted(path.stem for path in (CONF / "recipe/policy").glob("*.yaml"))
 ENTRIES = ("dataset.", "eval_dataset.", "metric.")
@@ -109,6 +110,47 @@ def test_a_recipes_policy_can_be_exchanged(policy: str) -> None:
     assert type(config.recipe.vision_tower).__name__ == target.rpartition(".")[2]
 
 
+@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+def test_an_experiment_is_so_many_runs_that_differ_as_it_says(path: Path) -> None:
+    """Each job's recipe is the one that its words choose; nothing else differs."""
+    composed: list[dict[str, Any]] = []
+
+    def job(config: TrainConfig, composition: Composition) -> int:
+        composed.append(config.to_config())
+        return 0
+
+    assert run_app("train", TrainConfig, job, argv=["-m", f"+experiment={path.stem}", "run.dir=sweep"]) == 0
+    params = yaml.safe_load(path.read_text())["hydra"]["sweeper"]["params"]
+    found = [[_at(config, key) for key in params] for config in composed]
+    assert len({str(values) for values in found}) == len(composed) > 1
+    for config in composed:
+        config.pop("run")
+        for key in params:
+            parent, _, name = key.rpartition(".")
+            _at(config, parent).pop(name)
+    assert all(config == composed[0] for config in composed)
+
+
+def _at(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
+def test_lora_rank_targets_is_three_ranks_by_two_sets_of_targets() -> None:
+    path = CONF / "experiment/lora_rank_targets.yaml"
+    found: list[tuple[int, Any]] = []
+
+    def job(config: TrainConfig, composition: Composition) -> int:
+        llm: Any = config.recipe.to_config()["llm"]
+        found.append((llm["rank"], llm["targets"]))
+        return 0
+
+    assert run_app("train", TrainConfig, job, argv=["-m", f"+experiment={path.stem}", "run.dir=sweep"]) == 0
+    two, four = ["q_proj", "v_proj"], ["q_proj", "k_proj", "v_proj", "o_proj"]
+    assert found == [(rank, targets) for rank in (4, 16, 64) for targets in (two, four)]
+
+
 def test_every_entry_of_the_registry_is_valid() -> None:
     datasets, metrics = REGISTRY.names("datasets"), REGISTRY.names("metrics")
     assert datasets and metrics
@@ -185,10 +227,12 @@ def targets_in(value: Any) -> Iterator[str]:
 
 def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     """Each is named by a file, written by users in their own registry, or stands in another spec."""
-    files = [*CONF.rglob("*.yaml"), *(CONF.parent / "registry").rglob("*.yaml")]
+    of_hydra = set((CONF / "hydra").rglob("*.yaml"))
+    files = [*(set(CONF.rglob("*.yaml")) - of_hydra), *(CONF.parent / "registry").rglob("*.yaml")]
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
-    fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | {MergeConfig}
+    commands = {MergeConfig, ReportConfig}
+    fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | commands
     by_hand = {Rate}  # recipe.rates=[{match: norm, lr: 1e-6}]
     assert all_specs() - named - users - fixed == by_hand
 

@@ -41,6 +41,7 @@ LAYERS, HYDRA, TORCH = "layers", "only vlmft.config knows Hydra and OmegaConf", 
         ("training/ranks", "from omegaconf import OmegaConf", HYDRA, "omegaconf"),
         ("train", "def f():\n    import hydra.utils", HYDRA, "hydra"),
         ("data/run_data", "def f():\n    import torch", TORCH, "torch"),
+        ("sweeps/table", "def f():\n    import vlmft.worker", TORCH, "torch"),
     ],
 )
 def test_an_import_against_the_layers_is_found(
@@ -59,7 +60,8 @@ def test_an_import_against_the_layers_is_found(
 def test_specs_and_driver_load_nothing_heavy() -> None:
     """One process imports every package, and every command the driver runs, and names what came with them."""
     packages = sorted(path.parent.name for path in ROOT.glob("vlmft/*/__init__.py"))
-    modules = [f"vlmft.{name}" for name in (*packages, "train", "merge", "worker", "launch", "run_folder", "summary")]
+    commands = ("merge", "report", "train", "worker", "launch", "run_folder", "summary")
+    modules = [f"vlmft.{name}" for name in (*packages, *commands)]
     code = "import sys; [__import__(name) for name in sys.argv[1:]]; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *modules], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())

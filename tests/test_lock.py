@@ -97,3 +97,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
         lock.held(tmp_path / "file" / "run", lock.DRIVER),
     ):
         pass
+
+
+def test_one_may_ask_whether_it_is_held(tmp_path: Path) -> None:
+    assert not lock.is_held(tmp_path, lock.RANK)
+    with lock.held(tmp_path, lock.RANK):
+        assert lock.is_held(tmp_path, lock.RANK) and not lock.is_held(tmp_path, lock.DRIVER)
+    assert not lock.is_held(tmp_path, lock.RANK)

@@ -6,7 +6,6 @@ import pytest
 from rich.console import Console
 
 from vlmft import summary
-from vlmft.config.sweep import JobRecord
 from vlmft.data.check import CheckReport
 from vlmft.evaluation.generate import Answer
 from vlmft.recipes.table import ComponentRow
@@ -133,29 +132,3 @@ def test_check_says_how_far_it_came_and_what_was_bad() -> None:
         "(check_s= gives the check more time)",
         "         a/1 (f:1, row 0): bad",
     ]
-
-
-class TestSweep:
-    def test_one_row_a_job(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        done, failed = RunFolder(tmp_path / "0"), RunFolder(tmp_path / "1")
-        for folder in (done, failed):
-            folder.path.mkdir()
-            folder.start()
-        scores = {"base": {"exact_match": 0.1}, "tuned": {"exact_match": 0.95}}
-        done.finish(0, "done", train={"loss": 0.12345}, eval=scores)
-        failed.finish(3, "the loss of step 2 is nan\nmore")
-        shared = ("recipe=fft",)
-        records = [
-            JobRecord(0, ("optim.lr=1", *shared), done.path, 0),
-            JobRecord(1, ("optim.lr=2", *shared), failed.path, 3),
-            JobRecord(2, ("optim.lr=3", *shared), tmp_path / "2", 2),
-        ]
-        summary.print_sweep(tmp_path, records)
-        out = capsys.readouterr().out
-        assert f"sweep {tmp_path}" in out
-        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines() if line.startswith("│")]
-        assert rows == [
-            ["0", "optim.lr=1", "done", "0.123", "0.100", "0.950", "0"],
-            ["1", "optim.lr=2", "failed: the loss of step 2 is nan", "-", "-", "-", "0"],
-            ["2", "optim.lr=3", "failed: exit code 2", "-", "-", "-", "-"],
-        ]

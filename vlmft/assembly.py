@@ -4,9 +4,10 @@ import contextlib
 import json
 import logging
 import os
+import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
     from vlmft.evaluation.generate import Answer, Evaluator
+    from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.commit import Committed
@@ -347,4 +349,26 @@ def describe_device(device: "torch.device") -> dict[str, Any]:
         "memory_bytes": properties.total_memory,
         "ranks": world_size(),
         "cuda": torch.version.cuda,
+    }
+
+
+def size(rows: "Sequence[ComponentRow]", device: "torch.device") -> dict[str, int]:
+    """What a run took, for result.json: parameters, those that were trained, and this rank's peak memory.
+
+    On CUDA that is what torch allocated on the device; elsewhere the process's largest resident set, in which the
+    libraries count too.
+    """
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return {
+        "parameters": sum(row.parameters for row in rows),
+        "trainable_parameters": sum(row.trainable for row in rows),
+        "peak_memory_bytes": peak,
     }

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from vlmft.errors import (
     ConfigError,
@@ -75,8 +76,8 @@ def run_ranks(command: Sequence[str], ranks: int, env: Mapping[str, str], shutdo
     Raises:
         OSError: the command cannot be started.
     """
-    events: queue.SimpleQueue[_Signalled | _Ended] = queue.SimpleQueue()
-    with _signals_into(events):
+    events: queue.SimpleQueue[Signalled | _Ended] = queue.SimpleQueue()
+    with signals_into(events):
         group = _Ranks(events, shutdown_timeout_s)
         try:
             group.start(command, ranks, {**os.environ, **env})
@@ -100,6 +101,11 @@ def bind_to_parent() -> None:
         pipe, _, timeout_s = bond.partition(":")
         args = (int(pipe), float(timeout_s))
         threading.Thread(target=_end_with_driver, args=args, name="bind_to_parent", daemon=True).start()
+
+
+def bond(pipe: int, timeout_s: float) -> dict[str, str]:
+    """The environment by which a child that calls `bind_to_parent` ends with whoever holds the other end of `pipe`."""
+    return {_BOND: f"{pipe}:{timeout_s}"}
 
 
 def joined() -> bool:
@@ -161,7 +167,9 @@ def _devices_present() -> int:
 
 
 @dataclass(frozen=True)
-class _Signalled:
+class Signalled:
+    """A signal that this process was sent, and has not answered yet."""
+
     signal: signal.Signals
     at: float  # time.monotonic, in seconds
 
@@ -186,7 +194,7 @@ class _Failure:
 class _Ranks:
     """The children and what has become of them. Everything happens in the one thread that waits."""
 
-    def __init__(self, events: "queue.SimpleQueue[_Signalled | _Ended]", shutdown_timeout_s: float) -> None:
+    def __init__(self, events: "queue.SimpleQueue[Signalled | _Ended]", shutdown_timeout_s: float) -> None:
         self.events = events
         self.timeout_s = shutdown_timeout_s
         self.pipe = os.pipe()  # ends, for its readers, with this process
@@ -208,8 +216,7 @@ class _Ranks:
             "LOCAL_WORLD_SIZE": str(ranks),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(_free_port()),
-            _BOND: f"{self.pipe[0]}:{self.timeout_s}",
-        }
+        } | bond(self.pipe[0], self.timeout_s)
         for rank in range(ranks):
             child_env = {**env, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
             child = subprocess.Popen(
@@ -227,7 +234,7 @@ class _Ranks:
             except queue.Empty:
                 self._on_time()
                 continue
-            if isinstance(event, _Signalled):
+            if isinstance(event, Signalled):
                 self._on_signal(event.signal, event.at)
             else:
                 self._on_end(event.rank)
@@ -362,7 +369,7 @@ def _end_with_driver(pipe: int, timeout_s: float) -> None:
 
 
 @contextlib.contextmanager
-def _signals_into(events: "queue.SimpleQueue[_Signalled | _Ended]") -> Iterator[None]:
+def signals_into(events: "queue.SimpleQueue[Any]") -> Iterator[None]:
     """Turn signals into events while the body runs; SimpleQueue.put may be called from a handler."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -372,7 +379,7 @@ def _signals_into(events: "queue.SimpleQueue[_Signalled | _Ended]") -> Iterator[
         meanings[signal.SIGHUP] = signal.SIGTERM
 
     def handle(number: int, frame: FrameType | None) -> None:
-        events.put(_Signalled(meanings[signal.Signals(number)], time.monotonic()))
+        events.put(Signalled(meanings[signal.Signals(number)], time.monotonic()))
 
     before = {number: signal.signal(number, handle) for number in meanings}
     try:

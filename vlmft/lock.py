@@ -48,6 +48,18 @@ def held(folder: Path, role: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path, role: str) -> bool:
+    """Whether a process holds the folder's lock of `role` just now."""
+    try:
+        with (folder / f".{role}.lock").open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def _holder(path: Path) -> str:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -28,6 +28,7 @@ from typing import Any, Self
 from vlmft.errors import ConfigError, InterruptedRunError, NumericError, PreemptedError, StorageError
 
 RUNNING, DONE, FAILED, STOPPED, PREEMPTED = "running", "done", "failed", "stopped", "preempted"
+PRUNED = "pruned"  # preempted by a search that had seen enough of it
 PACKAGES = [
     "vlmft",
     "accelerate",

@@ -1,36 +1,22 @@
-"""What a run shows on the screen: its headline, the recipe's table, the result, a sweep's table."""
+"""What a run shows on the screen: its headline, the recipe's table and the result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, proportion
 from vlmft.run_folder import RunFolder
 from vlmft.scoring import MetricSpec
+from vlmft.screen import console as console
+from vlmft.screen import format_bytes as format_bytes
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
-    from vlmft.config.sweep import JobRecord
     from vlmft.data.check import CheckReport
     from vlmft.evaluation.generate import Answer
     from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
-
-
-_WIDTH_WITHOUT_TERMINAL = 120
-
-
-def console(quiet: bool = False) -> "Console":
-    """Where a command prints. Paths and figures stay plain; a log file gets lines wide enough for the tables."""
-    from rich.console import Console
-
-    screen = Console(quiet=quiet, highlight=False, soft_wrap=True)
-    if not screen.is_terminal:
-        screen.width = _WIDTH_WITHOUT_TERMINAL
-    return screen
 
 
 @dataclass(frozen=True)
@@ -159,43 +145,3 @@ def result_table(comparisons: Sequence[Comparison], folder: RunFolder) -> "Table
 
 def _interval(interval: Interval | None) -> str:
     return "-" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def format_bytes(count: float) -> str:
-    """Bytes for people: 1.5 GiB."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    raise AssertionError
-
-
-def print_sweep(folder: Path, records: "list[JobRecord]") -> None:
-    """One table at a sweep's end: what each job chose, how it ended and what it scored."""
-    from rich.table import Table
-
-    table = Table(title=f"sweep {folder}", title_justify="left")
-    for column in ("job", "choices", "state", "loss", "base", "tuned", "seconds"):
-        table.add_column(column, justify="left" if column in ("choices", "state") else "right")
-    shared = set.intersection(*(set(record.overrides) for record in records)) if len(records) > 1 else set()
-    for record in records:
-        result = RunFolder(record.run_dir).read_result()
-        scores = result.get("eval", {})
-        state = result.get("state", "failed")
-        reason = (result.get("reason") or f"exit code {record.exit_code}").splitlines()[0]
-        table.add_row(
-            str(record.number),
-            " ".join(override for override in record.overrides if override not in shared),
-            state if record.exit_code == 0 else f"{state}: {reason}",
-            _figure(result.get("train", {}), "loss"),
-            _figure(scores.get("base", {})),
-            _figure(scores.get("tuned", {})),
-            f"{result['seconds']:.0f}" if "seconds" in result else "-",
-        )
-    console().print(table)
-
-
-def _figure(values: Mapping[str, float], key: str | None = None) -> str:
-    """A value by name, or the first one; a dash where there is none."""
-    found = values.get(key) if key else next(iter(values.values()), None)
-    return "-" if found is None else f"{found:.3f}"

@@ -63,9 +63,14 @@ class TrainConfig(Spec):
 
 def main() -> NoReturn:
     """The command."""
-    from vlmft.summary import print_sweep
+    from vlmft.launch import bind_to_parent
+    from vlmft.sweeps.finish import finish_sweep
+    from vlmft.sweeps.pool import run_jobs
+    from vlmft.sweeps.study import search
 
-    sys.exit(run_app("train", TrainConfig, train, sweep_done=print_sweep))
+    bind_to_parent()  # as a job of a sweep's pool
+    code = run_app("train", TrainConfig, train, sweep_done=finish_sweep, run_jobs=run_jobs, run_search=search)
+    sys.exit(code)
 
 
 def train(config: TrainConfig, composition: Composition) -> int:
@@ -127,6 +132,7 @@ def opened(config: TrainConfig, composition: Composition, ranks: int) -> "Iterat
         with lock.held(folder.path, lock.RANK):
             pass  # a rank that outlived its killed driver is still saving
         folder.start()
+        folder.write_result(overrides=list(composition.overrides))
         yield folder
 
 

@@ -144,7 +144,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
         else:
             console.print(f"tuned model  {folder.final}")
     if rank() == 0:
-        folder.finish(0, "done", **result)
+        folder.finish(0, "done", **result, **assembly.size(rows, args.device))
     assembly.leave_process_group()
 
 

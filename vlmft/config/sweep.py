@@ -23,6 +23,8 @@ class JobRecord:
     overrides: tuple[str, ...]
     run_dir: Path
     exit_code: int
+    reason: str = ""
+    """What its errors said, where they were raised in this process."""
 
 
 class SweepFolder:
