@@ -93,8 +93,8 @@ class TestResult:
 
 class TestRecipeTable:
     ROWS = (
-        ComponentRow("vision_tower", "frozen", 1_000_000, 0, "bfloat16", 0.0, 2_000_000),
-        ComponentRow("llm", "lora r=16", 3_000_000, 40_000, "bfloat16", 2e-4, 6 * 1024**2),
+        ComponentRow("vision_tower", "frozen", 1_000_000, 0, "bfloat16", (0.0, 0.0), 2_000_000, 0),
+        ComponentRow("llm", "lora r=16", 3_000_000, 40_000, "bfloat16", (2e-4, 2e-4), 6 * 1024**2, 1024),
     )
 
     def test_each_component_and_the_sum(self) -> None:
@@ -108,6 +108,12 @@ class TestRecipeTable:
             ["llm", "lora r=16", "3,000,000", "40,000", "bfloat16", "2.0e-04", "6.0 MiB"],
             ["all", "", "4,000,000", "40,000 (1.00%)", "", "", "7.9 MiB"],
         ]
+
+    def test_several_rates_and_what_copies_take(self) -> None:
+        row = ComponentRow("llm", "full", 10, 10, "float32", (1e-6, 2e-4), 2048, 1024)
+        table = shown(summary.recipe_table([row], []))
+        assert "1.0e-06 to 2.0e-04" in table
+        assert "of it 1.0 KiB are originals, kept beside what trains in full" in table
 
     def test_what_no_gradient_reaches_is_named(self) -> None:
         table = shown(summary.recipe_table(self.ROWS, ["tower.blocks.23.weight", "tower.post_norm.bias"]))

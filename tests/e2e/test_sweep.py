@@ -112,6 +112,7 @@ def test_a_job_that_diverges_and_one_without_memory_leave_the_third_unharmed(
 POOL = ("-m", "hydra/launcher=pool", "hydra.launcher.slots=2")
 
 
+@pytest.mark.slow
 def test_jobs_beside_each_other(typed: Typed, work: Path, tmp_path: Path) -> None:
     """One is misconfigured, one runs out of memory, one is done; each says so in the table, and prints to its log."""
     code = """

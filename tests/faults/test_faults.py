@@ -112,6 +112,7 @@ def test_a_loader_process_that_is_killed(type_: Type, work: Path) -> None:
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs(type_: Type, work: Path, injected: Injected) -> None:
     """Its sample is a bad one, and the others are trained on; with no bad sample allowed the run ends there."""
     hang = injected(

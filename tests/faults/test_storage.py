@@ -25,6 +25,7 @@ def limit(size, everywhere=False):
 """
 
 
+@pytest.mark.slow
 def test_while_a_line_of_metrics_is_written(type_: Type, work: Path, injected: Injected) -> None:
     """Half of it is there; the run that goes on cuts it off."""
     words = (*LORA, *WORDS, "trainer.save_every=2")

@@ -74,8 +74,8 @@ def folder_given(overrides: Sequence[str]) -> Override | None:
 
 def run_folder(cfg: DictConfig) -> Path | None:
     """Return `run.dir`, absolute; None where the config has none. Raises `ConfigError` where it is no path."""
-    if not OmegaConf.is_dict(cfg._get_node("run")):
-        return None  # merge's `run` is a folder that is read
+    if "run" not in cfg or not OmegaConf.is_dict(cfg._get_node("run")):
+        return None  # merge's `run` is a folder that is read, report has none
     value: Any = resolve_key(cfg, "run", "dir")
     if value is None and "dir" not in (cfg.get("run") or {}):
         return None
