@@ -15,6 +15,7 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from tests.recipes.expected import LLM_BIASES, PEFT, SHIPPED
 from tests.recipes.training import Trained, batches, save_trained, train, trained_recipe, untied
 from tests.support import CPU, PROJECT, compose, literally, logits, policy, tiny, with_policies
 from vlmft.errors import ConfigError
@@ -212,6 +213,15 @@ def test_adapters_on_an_embedding_and_its_own_head_are_merged(tmp_path: Path) ->
     base = config.model.load_model(CPU)
     for end in ("get_input_embeddings", "get_output_embeddings"):
         assert not torch.equal(getattr(found, end)().weight, getattr(base, end)().weight)
+
+
+def test_biases_that_train_beside_adapters_are_saved_and_merged(tmp_path: Path) -> None:
+    trained = train(compose("recipe=lora_llm", "recipe.llm.bias=true"))
+    biases = {f"{PEFT}{name.removesuffix('.bias')}.base_layer.bias" for name in LLM_BIASES}
+    assert trained.trainable == trained.moved() == SHIPPED["lora_llm"].names | biases
+    again = loaded(trained, tmp_path / "saved")
+    assert apart(again.model, trained.model) == 0
+    assert_merges(trained, tmp_path / "merged")
 
 
 def test_a_weight_that_no_gradient_reached_is_the_bases(tmp_path: Path) -> None:
