@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -18,3 +19,16 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="vlmft-tests-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
         os.environ["XDG_CACHE_HOME"] = folder
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user root with the entry `mine` of six samples; returns its data file."""
+    from tests.support import write_llava  # not before a test asks for it: this brings torch
+
+    root = tmp_path / "root"
+    (root / "registry" / "datasets").mkdir(parents=True)
+    entry = "mine: {_target_: vlmft.data.LLaVADataset, data_path: data/dataset.json}\n"
+    (root / "registry" / "datasets" / "mine.yaml").write_text(entry)
+    monkeypatch.setenv("VLMFT_PATH", str(root))
+    return write_llava(root / "data")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import compose, literally, write_llava
+from tests.support import compose, literally
 from vlmft.data.run_data import open_run_data
 from vlmft.errors import ConfigError, StorageError
 from vlmft.resume import fingerprint, open_or_continue, refuse_differences
@@ -20,18 +20,7 @@ Open = Callable[..., tuple[RunFolder, bool]]
 
 
 @pytest.fixture
-def data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data file of the entry `mine` in a user root."""
-    root = tmp_path / "root"
-    (root / "registry" / "datasets").mkdir(parents=True)
-    entry = "mine: {_target_: vlmft.data.LLaVADataset, data_path: data/dataset.json}\n"
-    (root / "registry" / "datasets" / "mine.yaml").write_text(entry)
-    monkeypatch.setenv("VLMFT_PATH", str(root))
-    return write_llava(root / "data")
-
-
-@pytest.fixture
-def opened(tmp_path: Path, data_file: Path) -> Open:
+def opened(tmp_path: Path, mine: Path) -> Open:
     """Open the folder of `python -m vlmft.train dataset=mine *words` as its driver does, and train a step in it."""
 
     def open_(*words: str, ranks: int = 1, folder: str = "run") -> tuple[RunFolder, bool]:
@@ -127,9 +116,9 @@ class TestAnotherRun:
             "seed: was 0, is 7",
         ]
 
-    def test_with_another_data_file(self, opened: Open, data_file: Path) -> None:
+    def test_with_another_mine(self, opened: Open, mine: Path) -> None:
         opened()
-        data_file.write_text(json.dumps(json.loads(data_file.read_text())[:-1]))
+        mine.write_text(json.dumps(json.loads(mine.read_text())[:-1]))
         differences = refused(opened)
         assert differences and all(line.startswith("data.mine.") for line in differences)
         assert "data.mine.rows: was 6, is 5" in differences
@@ -202,13 +191,13 @@ class TestResumeNone:
             opened("resume=none")
 
 
-def test_other_held_out_samples_are_another_run(opened: Open, data_file: Path) -> None:
-    held_out = data_file.with_name("held_out.json")
-    registry = data_file.parents[1] / "registry" / "datasets" / "mine.yaml"
+def test_other_held_out_samples_are_another_run(opened: Open, mine: Path) -> None:
+    held_out = mine.with_name("held_out.json")
+    registry = mine.parents[1] / "registry" / "datasets" / "mine.yaml"
     registry.write_text(
         registry.read_text() + registry.read_text().replace("mine", "judge").replace("dataset.json", held_out.name)
     )
-    rows = [row | {"id": f"held-{row['id']}", "image": []} for row in json.loads(data_file.read_text())][3:4]
+    rows = [row | {"id": f"held-{row['id']}", "image": []} for row in json.loads(mine.read_text())][3:4]
     held_out.write_text(json.dumps(rows))
     opened("eval_dataset=judge")
     held_out.write_text(json.dumps(rows) + " ")

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support import literally, write_llava
+from tests.support import literally
 from vlmft import assembly, worker
 from vlmft.config.app import run_app
 from vlmft.data import LLaVADataset
@@ -68,17 +68,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     yield go
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A user root with the entry `mine` of six samples; returns its data file."""
-    root = tmp_path / "root"
-    (root / "registry" / "datasets").mkdir(parents=True)
-    entry = "mine: {_target_: vlmft.data.LLaVADataset, data_path: data/dataset.json}\n"
-    (root / "registry" / "datasets" / "mine.yaml").write_text(entry)
-    monkeypatch.setenv("VLMFT_PATH", str(root))
-    return write_llava(root / "data")
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """No pickle is run, wherever one is put."""
 
 import json
+import os
 import pickle
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,12 +82,19 @@ def test_the_command_converts_honest_weights_and_runs_no_canary(base: Path, mark
     with pytest.raises(ConfigError) as raised:
         spec(base).load_model(CPU)
     words = shlex.split(raised.value.problems[1].partition("convert them: ")[2])
-    subprocess.run(words, check=True, capture_output=True)
+    activated = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+
+    def type_it() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(words, capture_output=True, text=True, env=activated)
+
+    done = type_it()
+    assert done.returncode == 0, done.stderr
     found = spec(base).load_model(CPU).state_dict()
     assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
     (base / "model.safetensors").unlink()
     write_canary(base / "pytorch_model.bin", marker)
-    assert subprocess.run(words, capture_output=True).returncode != 0
+    refused = type_it()
+    assert refused.returncode != 0 and "weights_only" in refused.stderr, refused.stderr
 
 
 def test_pickles_beside_safetensors_are_not_read(base: Path, marker: Path) -> None:
