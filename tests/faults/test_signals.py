@@ -19,6 +19,16 @@ EACH_SIGNAL = pytest.mark.parametrize(
     ids=["SIGTERM", "SIGUSR1", "SIGINT"],
 )
 
+ONE_QUICK = pytest.mark.parametrize(
+    ("number", "code", "state"),
+    [
+        (signal.SIGTERM, 75, "preempted"),
+        pytest.param(signal.SIGUSR1, 75, "preempted", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, "stopped", marks=pytest.mark.slow),
+    ],
+    ids=["SIGTERM", "SIGUSR1", "SIGINT"],
+)
+
 
 def test_one_of_two_ranks_is_told_to_leave(type_: Type, work: Path) -> None:
     """Both save the same step, and the resumed run equals an undisturbed one."""
@@ -40,15 +50,7 @@ def test_one_of_two_ranks_is_told_to_leave(type_: Type, work: Path) -> None:
     assert_same_run(work / "undisturbed", work / "run")
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "state"),
-    [
-        (signal.SIGTERM, 75, "preempted"),
-        pytest.param(signal.SIGUSR1, 75, "preempted", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, "stopped", marks=pytest.mark.slow),
-    ],
-    ids=["SIGTERM", "SIGUSR1", "SIGINT"],
-)
+@ONE_QUICK
 def test_while_training(type_: Type, work: Path, number: signal.Signals, code: int, state: str) -> None:
     driver = type_(*LORA)
     driver.trained()
@@ -144,15 +146,7 @@ def test_while_evaluating(
     assert read_result(work / "run")["eval"]["n"] == 8
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "state"),
-    [
-        (signal.SIGTERM, 75, "preempted"),
-        pytest.param(signal.SIGUSR1, 75, "preempted", marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, "stopped", marks=pytest.mark.slow),
-    ],
-    ids=["SIGTERM", "SIGUSR1", "SIGINT"],
-)
+@ONE_QUICK
 def test_while_saving(
     type_: Type, work: Path, injected: Injected, number: signal.Signals, code: int, state: str
 ) -> None:

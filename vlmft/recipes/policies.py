@@ -61,6 +61,14 @@ class Policy(Spec, abstract=True):
         raise NotImplementedError
 
 
+def own_rate(lr: float | None, lr_factor: float | None, peak: float) -> float:
+    """A rate given as itself or as a factor of `peak`, the run's own; a spec has made sure that one of them is."""
+    if lr is not None:
+        return lr
+    assert lr_factor is not None
+    return peak * lr_factor
+
+
 class Frozen(Policy):
     """Nothing trains."""
 
@@ -91,10 +99,7 @@ class Trains(Policy, abstract=True):
 
     def rate(self, peak: float) -> float:
         """The component's peak learning rate where the run's is `peak`."""
-        if self.lr is not None:
-            return self.lr
-        assert self.lr_factor is not None
-        return peak * self.lr_factor
+        return own_rate(self.lr, self.lr_factor, peak)
 
 
 class Full(Trains):

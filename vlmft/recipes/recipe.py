@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from vlmft.config.spec import Spec
 from vlmft.errors import ConfigError
-from vlmft.recipes.policies import Lora, Policy
+from vlmft.recipes.policies import Lora, Policy, own_rate
 
 
 class Rate(Spec):
@@ -30,10 +30,7 @@ class Rate(Spec):
 
     def rate(self, peak: float) -> float:
         """The peak learning rate where the run's is `peak`."""
-        if self.lr is not None:
-            return self.lr
-        assert self.lr_factor is not None
-        return peak * self.lr_factor
+        return own_rate(self.lr, self.lr_factor, peak)
 
 
 class Recipe(Spec):
