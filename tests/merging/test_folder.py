@@ -27,9 +27,12 @@ from vlmft.recipes.saved import open_saved
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_transformers_loads_the_folder_and_nothing_is_missing(recipe: str, tmp_path: Path) -> None:
+def test_transformers_loads_the_folder_and_nothing_is_missing(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = trained_recipe(recipe)
     folder = merge(tmp_path, save_trained(trained, tmp_path / "final"), samples=2)
+    assert ("its 8-bit layers dequantised" in capsys.readouterr().out) == (recipe == "lora_llm_int8")
     model, found = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     assert {kind: set(names) for kind, names in found.items() if names} == {}
     assert model.lm_head.weight is model.get_input_embeddings().weight

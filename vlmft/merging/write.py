@@ -49,6 +49,8 @@ def write(exchange: Exchange) -> None:
     samples, kind = choose_samples(saved, request.samples)
     asked, ends = answer_all(saved, samples, device, exchange, request.max_new_tokens)
     console.print(f"answered {len(asked)} {kind}, with the trained model")
+    if rounds_inputs(saved):
+        console.print("         its 8-bit layers dequantised: they round their inputs, which no merged model does")
 
     model, rounded = load_merged(saved, device)
     dtype = str(model.dtype).removeprefix("torch.")
@@ -111,7 +113,7 @@ def answer_all(
     if not samples:
         return [], (None, None)
     model, processor = saved.load(device)
-    if any(policy.base == "int8" for policy in saved.recipe.adapters.values()):
+    if rounds_inputs(saved):
         compute_exactly(model)
     encoder, collator = Encoder(saved.family, processor), Collator(saved.family, processor)
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -128,6 +130,11 @@ def answer_all(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return asked, ends
+
+
+def rounds_inputs(saved: "Saved") -> bool:
+    """Whether the trained model has 8-bit layers (LLM.int8), which no merged one has."""
+    return any(policy.base == "int8" for policy in saved.recipe.adapters.values())
 
 
 def _paths(sample: Sample) -> tuple[str, ...] | None:
