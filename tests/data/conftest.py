@@ -7,7 +7,7 @@ import pytest
 
 from tests.data.making import save_picture
 from vlmft.data import LLaVADataset
-from vlmft.data.sources.llava import LLaVASource
+from vlmft.data.sources.rows import RowSource
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +24,10 @@ def media(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def dataset(media: Path) -> Callable[..., LLaVASource]:
+def dataset(media: Path) -> Callable[..., RowSource]:
     """Write rows as a LLaVA file beside the pictures and open it under an entry's name."""
 
-    def make(rows: Any, name: str = "mine", **keys: Any) -> LLaVASource:
+    def make(rows: Any, name: str = "mine", **keys: Any) -> RowSource:
         path = media / f"{name}.json"
         path.write_text(json.dumps(rows))
         return LLaVADataset(data_path=path, **keys).open(name)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeAlias
 
 from pydantic import Field
 
+from vlmft.config.media import Augmentation, CoordinateForm, MediaRules, PixelBudget, VideoRule
 from vlmft.config.spec import Spec
 from vlmft.types import Sample
 
@@ -29,10 +30,15 @@ class Source(Protocol):
         """The file that the rows stand in, absolute."""
         ...
 
+    @property
+    def shards(self) -> Sequence[int] | None:
+        """How many rows each of its files holds, in order, where they are to be read in order; None: in any order."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> Sample:
-        """Read one row. Raises `SampleError` where it cannot be used; its pictures are found, but not decoded."""
+        """Read one row. Raises `SampleError` where it cannot be used; its media are found, but not decoded."""
         ...
 
     def sample_id(self, row: int) -> str:
@@ -40,11 +46,11 @@ class Source(Protocol):
         ...
 
     def check_row(self, row: int) -> None:
-        """Raise `SampleError` where the row itself is malformed; touches no picture."""
+        """Raise `SampleError` where the row itself is malformed; touches no medium."""
         ...
 
     def content_key(self, row: int) -> bytes:
-        """A digest of what the row says and shows (texts and picture paths, not the id); never raises."""
+        """A digest of what the row says and shows (texts and media, not the id); never raises."""
         ...
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -61,6 +67,12 @@ class DatasetSpec(Spec, abstract=True):
             gt=0, allow_inf_nan=False, description="Written by the mixture grammar: A*3 repeats, A@0.25 takes a part."
         ),
     ] = 1.0
+    weight: Annotated[
+        float | None,
+        Field(
+            gt=0, allow_inf_nan=False, description="Its share of the training stream, relative to the other weights."
+        ),
+    ] = None
     repeat: Annotated[int, Field(ge=1, description="Times an epoch visits each sample; multiplies factor.")] = 1
     root: Annotated[
         Path | None,
@@ -71,6 +83,36 @@ class DatasetSpec(Spec, abstract=True):
     system_prompt: Annotated[
         str | None, Field(min_length=1, description="System turn put before samples that have none.")
     ] = None
+
+    image: Annotated[PixelBudget, Field(description="How large its pictures are seen; null: as model.image says.")] = (
+        PixelBudget()
+    )
+    video: Annotated[
+        VideoRule, Field(description="Which frames are seen, and how large; null: as model.video says.")
+    ] = VideoRule()
+    max_vision_tokens: Annotated[
+        int | None, Field(ge=1, description="Vision tokens of a sample, at most; more is an error.")
+    ] = None
+    augment: Annotated[Augmentation | None, Field(description="Random changes of its media while training.")] = None
+    coordinates: Annotated[
+        CoordinateForm | None,
+        Field(description="How its texts write boxes and points; they then follow what is done to the picture."),
+    ] = None
+
+    @property
+    def rules(self) -> MediaRules:
+        """What the entry says of its media."""
+        return MediaRules(
+            image=self.image,
+            video=self.video,
+            max_vision_tokens=self.max_vision_tokens,
+            augment=self.augment,
+            coordinates=self.coordinates,
+        )
+
+    def located(self, path: Path) -> Path:
+        """`path`, made absolute: it starts from `root`, and `~` is the user's home."""
+        return (self.root or Path()).expanduser().absolute() / path.expanduser()
 
     @property
     def visits(self) -> float:

@@ -1,32 +1,33 @@
 import pytest
 
 from tests.data.making import qa, turns
-from vlmft.data.sources.conversation import PICTURE, parse_conversation
+from vlmft.data.sources.conversation import parse_conversation
+from vlmft.data.sources.parsed import MEDIUM, Reference
 from vlmft.errors import DataError
 
 
 def parts(question: str, pictures: int = 1):
-    parsed, references = parse_conversation(qa(question, image=[f"{i}.png" for i in range(pictures)]))
-    assert references == [f"{i}.png" for i in range(pictures)]
-    return parsed[0].parts
+    parsed = parse_conversation(qa(question, image=[f"{i}.png" for i in range(pictures)]))
+    assert parsed.media == [Reference("image", f"{i}.png") for i in range(pictures)]
+    return parsed.turns[0].parts
 
 
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("<image>\nWhat?", (PICTURE, "What?")),
-        ("<image>\r\nWhat?", (PICTURE, "What?")),
-        ("<image>What?", (PICTURE, "What?")),
-        ("<image> What?", (PICTURE, " What?")),
-        ("<image>\n\nWhat?", (PICTURE, "\nWhat?")),
-        ("What?\n<image>", ("What?", PICTURE)),
-        ("What?\n\n<image>", ("What?\n", PICTURE)),
-        ("What?<image>", ("What?", PICTURE)),
-        ("See <image> here", ("See ", PICTURE, " here")),
-        ("See\n<image>\nhere", ("See\n", PICTURE, "here")),
-        ("<image>", (PICTURE,)),
-        ("<image>\n", (PICTURE,)),
-        ("\n<image>", (PICTURE,)),
+        ("<image>\nWhat?", (MEDIUM, "What?")),
+        ("<image>\r\nWhat?", (MEDIUM, "What?")),
+        ("<image>What?", (MEDIUM, "What?")),
+        ("<image> What?", (MEDIUM, " What?")),
+        ("<image>\n\nWhat?", (MEDIUM, "\nWhat?")),
+        ("What?\n<image>", ("What?", MEDIUM)),
+        ("What?\n\n<image>", ("What?\n", MEDIUM)),
+        ("What?<image>", ("What?", MEDIUM)),
+        ("See <image> here", ("See ", MEDIUM, " here")),
+        ("See\n<image>\nhere", ("See\n", MEDIUM, "here")),
+        ("<image>", (MEDIUM,)),
+        ("<image>\n", (MEDIUM,)),
+        ("\n<image>", (MEDIUM,)),
     ],
 )
 def test_a_tag_stands_where_it_was_put_and_owns_one_newline(question, expected):
@@ -36,11 +37,11 @@ def test_a_tag_stands_where_it_was_put_and_owns_one_newline(question, expected):
 @pytest.mark.parametrize(
     ("question", "expected"),
     [
-        ("<image>\n<image>\nSame?", (PICTURE, PICTURE, "Same?")),
-        ("<image><image>Same?", (PICTURE, PICTURE, "Same?")),
-        ("Same?\n<image>\n<image>", ("Same?", PICTURE, PICTURE)),
-        ("Same?\n<image><image>", ("Same?", PICTURE, PICTURE)),
-        ("Is <image> like <image>?", ("Is ", PICTURE, " like ", PICTURE, "?")),
+        ("<image>\n<image>\nSame?", (MEDIUM, MEDIUM, "Same?")),
+        ("<image><image>Same?", (MEDIUM, MEDIUM, "Same?")),
+        ("Same?\n<image>\n<image>", ("Same?", MEDIUM, MEDIUM)),
+        ("Same?\n<image><image>", ("Same?", MEDIUM, MEDIUM)),
+        ("Is <image> like <image>?", ("Is ", MEDIUM, " like ", MEDIUM, "?")),
     ],
 )
 def test_several_tags(question, expected):
@@ -52,7 +53,7 @@ def test_without_tags_all_pictures_come_before_the_first_users_text():
     parsed, _ = parse_conversation(row | {"image": ["0.png", "1.png"]})
     assert [turn.parts for turn in parsed] == [
         ("Be brief.",),
-        (PICTURE, PICTURE, "\nSame?"),
+        (MEDIUM, MEDIUM, "\nSame?"),
         ("No.",),
         ("Sure?",),
         ("Yes.",),
@@ -63,7 +64,7 @@ def test_tags_in_later_turns_stay_there():
     row = turns(("human", "Hello"), ("gpt", "Hi."), ("human", "<image>\nWhat?"), ("gpt", "A cat."), image="a.png")
     parsed, references = parse_conversation(row)
     assert parsed[0].parts == ("Hello",)
-    assert parsed[2].parts == (PICTURE, "What?")
+    assert parsed[2].parts == (MEDIUM, "What?")
     assert references == ["a.png"]
 
 

@@ -2,13 +2,16 @@
 
 import hashlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from vlmft.cache import cache_dir, make_once
-from vlmft.data.sources.llava import LLaVADataset, LLaVASource
+from vlmft.data.sources.llava import LLaVADataset
 from vlmft.data.spec import DatasetSpec
+
+if TYPE_CHECKING:
+    from vlmft.data.sources.rows import RowSource
 
 GENERATOR = 1
 """Raise it whenever the same parameters give other files: cached ones are then made anew."""
@@ -25,11 +28,11 @@ class Shapes(DatasetSpec):
     image_size: Annotated[int, Field(ge=28, le=1024, description="Width and height of a picture, in pixels.")]
     seed: Annotated[int, Field(description="Draws the pictures and questions; another seed is another dataset.")]
 
-    def open(self, name: str) -> LLaVASource:
+    def open(self, name: str) -> "RowSource":
         """Open the training rows; writes the files where they do not exist yet."""
         return self._files().open(name)
 
-    def open_eval(self, name: str) -> LLaVASource | None:
+    def open_eval(self, name: str) -> "RowSource | None":
         """Open the held-out rows; writes the files where they do not exist yet."""
         return self._files().open_eval(name)
 
@@ -38,7 +41,7 @@ class Shapes(DatasetSpec):
 
         parameters = (self.train_samples, self.eval_samples, self.image_size, self.seed)
         folder = make_once(dataset_folder("shapes", GENERATOR, *parameters), lambda new: write_shapes(new, *parameters))
-        return generated(folder, self.system_prompt)
+        return generated(folder, self)
 
 
 def dataset_folder(name: str, *parameters: int) -> Path:
@@ -47,8 +50,11 @@ def dataset_folder(name: str, *parameters: int) -> Path:
     return cache_dir() / "datasets" / f"{name}-{digest}"
 
 
-def generated(folder: Path, system_prompt: str | None) -> LLaVADataset:
-    """Describe a generated folder as the LLaVA dataset that it is."""
+def generated(folder: Path, entry: DatasetSpec) -> LLaVADataset:
+    """Describe a generated folder as the LLaVA dataset that it is, with what its entry says of system turn, media."""
+    said = {"system_prompt", *type(entry.rules).model_fields}
     return LLaVADataset(
-        data_path=folder / "dataset.json", eval_data_path=folder / "eval.json", system_prompt=system_prompt
+        data_path=folder / "dataset.json",
+        eval_data_path=folder / "eval.json",
+        **{name: getattr(entry, name) for name in said},
     )

@@ -3,11 +3,13 @@
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 
 from vlmft.errors import DataError
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://|data:|file:)", re.IGNORECASE)
+_DIGITS = re.compile(r"(\d+)")
 
 
 def resolve_media(media_dir: Path, reference: str) -> Path:
@@ -19,6 +21,40 @@ def resolve_media(media_dir: Path, reference: str) -> Path:
     Raises:
         DataError: a URL, a path out of the folder, or no regular file.
     """
+    found, mode = _looked_up(media_dir, reference)
+    # Opening a pipe would wait forever for someone to write into it.
+    if not stat.S_ISREG(mode):
+        kind = "folder" if stat.S_ISDIR(mode) else "special file"
+        raise DataError(f"{media_dir / reference} is a {kind}; expected a file")
+    return found
+
+
+def resolve_frames(media_dir: Path, reference: str | Sequence[str]) -> tuple[Path, ...] | None:
+    """The frames of a video that is a list of picture files, or a folder of them; None where it is a single file.
+
+    A folder's files come in the order of the numbers in their names (2.jpg before 10.jpg); hidden ones are left out.
+
+    Raises:
+        DataError: as `resolve_media`; a folder is empty.
+    """
+    if not isinstance(reference, str):
+        return tuple(resolve_media(media_dir, frame) for frame in reference)
+    folder, mode = _looked_up(media_dir, reference)
+    if not stat.S_ISDIR(mode):
+        return None
+    names = sorted((name for name in os.listdir(folder) if not name.startswith(".")), key=_natural)
+    if not names:
+        raise DataError(f"{media_dir / reference} is an empty folder; expected a video file, or a folder of its frames")
+    return tuple(resolve_media(media_dir, f"{reference.rstrip('/')}/{name}") for name in names)
+
+
+def _natural(name: str) -> list[str | tuple[int, str]]:
+    pieces = _DIGITS.split(name)
+    return [piece if i % 2 == 0 else (int(piece), piece) for i, piece in enumerate(pieces)]
+
+
+def _looked_up(media_dir: Path, reference: str) -> tuple[Path, int]:
+    """Where `reference` really lies inside `media_dir`, and its mode."""
     if _URL.match(reference):
         shown = reference if len(reference) <= 80 else reference[:77] + "..."
         raise DataError(f"{shown} is a URL; media are read from files: save it below {media_dir}")
@@ -37,10 +73,7 @@ def resolve_media(media_dir: Path, reference: str) -> Path:
         ) from None
     except OSError as error:
         raise DataError(f"{joined} cannot be read: {error.strerror}; mend the path or media_dir") from error
-    # Opening a pipe would wait forever for someone to write into it.
-    if not stat.S_ISREG(mode):
-        raise DataError(f"{joined} is a {'folder' if stat.S_ISDIR(mode) else 'special file'}; expected a file")
-    return found
+    return found, mode
 
 
 def _way_out(reference: str) -> str:

@@ -1,12 +1,25 @@
-"""The rules of a LLaVA conversation: roles, the order of turns, and where the pictures stand.
+"""The rules of a LLaVA conversation: roles, the order of turns, and where pictures and videos stand.
 
 Everything here raises plain `DataError`; the source adds the sample's id and place.
 """
 
 import re
-from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
+from vlmft.data.sources.parsed import (
+    MEDIUM,
+    NAMES,
+    Kind,
+    Parsed,
+    Reference,
+    Turn,
+    check_characters,
+    check_id,
+    check_order,
+    counted,
+    media_first,
+)
 from vlmft.errors import DataError
 from vlmft.types import Role
 
@@ -17,69 +30,103 @@ ROLES: dict[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
-PICTURE = None
-"""Stands in a turn's parts where the sample's next picture belongs."""
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm")
+"""A list of such files under 'video' is one video, given as its frames."""
 
-_TAG = "<image>"
-_TAG_AND_NEWLINE = re.compile(r"<image>(?:\r?\n)?")
+_TAGS: dict[str, Kind] = {"<image>": "image", "<video>": "video"}
+_TAG = re.compile(r"<(image|video)>(?:\r?\n)?")
 _LAST_NEWLINE = re.compile(r"\r?\n\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A message whose pictures are not yet looked up: text, or `PICTURE`, in order."""
+def parse_conversation(row: Any, is_video: bool = False, frames_fps: float | None = None) -> Parsed:
+    """Read a LLaVA row.
 
-    role: Role
-    parts: tuple[str | None, ...]
-
-
-def parse_conversation(row: Any) -> tuple[list[Turn], list[str]]:
-    """Return a LLaVA row's turns, and its picture references in reading order.
+    Args:
+        is_video: the entry holds videos: an `<image>` tag stands for one, as in LLaVA-Video's files.
+        frames_fps: how many frames make a second, where a video is given as frames.
 
     Raises:
         DataError: the row breaks a rule of the format.
     """
     if not isinstance(row, dict):
         raise DataError(f"the row is a {type(row).__name__}; expected an object with 'conversations'")
-    _check_id(row.get("id"))
-    pictures = _pictures(row)
-    spoken = _spoken(row)
-    _check_order([role for role, _ in spoken])
-    tags = _count_tags(spoken)
-    if tags and tags != len(pictures):
-        raise DataError(
-            f"its text has {_count(tags, f'{_TAG} tag')}, but it has {_count(len(pictures), 'picture')}; "
-            "write one tag for each picture, or none at all"
-        )
-    turns = [Turn(role, _split(text) if tags and role == "user" else (text,) if text else ()) for role, text in spoken]
-    if pictures and not tags:
-        first = next(i for i, turn in enumerate(turns) if turn.role == "user")
-        turns[first] = Turn("user", (PICTURE,) * len(pictures) + turns[first].parts)
-    return turns, pictures
+    check_id(row.get("id"))
+    media = media_of(row, frames_fps)
+    spoken = spoken_turns(row)
+    check_order([role for role, _ in spoken])
+    if is_video and media["image"]:
+        raise DataError("it has the key 'image', but its entry says is_video: true; call it 'video'")
+    return place_media(spoken, media, is_video)
 
 
-def _check_id(found: Any) -> None:
-    if isinstance(found, bool) or not isinstance(found, str | int | float | None):
-        raise DataError(f"its id is a {type(found).__name__}; expected a string or a number, or no id at all")
-    if isinstance(found, str):
-        _check_characters(found, "its id")
+def media_of(row: dict[str, Any], frames_fps: float | None = None) -> dict[Kind, list[Reference]]:
+    """The pictures and videos that a row names under 'image' and 'video', each a path or a list of them."""
+    for kind in NAMES:
+        if row.get(f"{kind}s") and not row.get(kind):
+            raise DataError(
+                f"it has the key '{kind}s'; this format calls it '{kind}', for one {NAMES[kind]} and for a list alike"
+            )
+    return {
+        "image": [Reference("image", path) for path in _paths(row.get("image"), "image")],
+        "video": _videos(row.get("video"), frames_fps),
+    }
 
 
-def _pictures(row: dict[str, Any]) -> list[str]:
-    if row.get("video") or row.get("videos"):
-        raise DataError("it has a video: videos are not read yet; leave the sample out, or give its frames as 'image'")
-    if row.get("images") and not row.get("image"):
-        raise DataError("it has the key 'images'; this format calls it 'image', for one picture and for a list alike")
-    found = row.get("image")
-    pictures = [] if found is None else found if isinstance(found, list) else [found]
-    for picture in pictures:
-        if not isinstance(picture, str) or not picture.strip():
-            raise DataError(f"its 'image' holds {picture!r}; expected a path, or a list of paths")
-        _check_characters(picture, "its 'image'")
-    return pictures
+def place_media(spoken: list[tuple[Role, str]], media: dict[Kind, list[Reference]], is_video: bool = False) -> Parsed:
+    """Put media where the texts' tags stand; without any tag, all before the first user turn, pictures first."""
+    tags = _tags(spoken, is_video)
+    if not tags:
+        turns = [Turn(role, (text,) if text else ()) for role, text in spoken]
+        together = [*media["image"], *media["video"]]
+        return Parsed(media_first(turns, len(together)) if together else turns, together)
+    for kind, noun in NAMES.items():
+        if tags.count(kind) != len(media[kind]):
+            tag = (
+                "<image>"
+                if is_video and kind == "video" and not any("<video>" in t for _, t in spoken)
+                else f"<{kind}>"
+            )
+            raise DataError(
+                f"its text has {counted(tags.count(kind), f'{tag} tag')}, but it has "
+                f"{counted(len(media[kind]), noun)}; write one tag for each {noun}, or no tag at all"
+            )
+    turns = [Turn(role, split_at_tags(text) if role == "user" else (text,) if text else ()) for role, text in spoken]
+    remaining = {kind: iter(references) for kind, references in media.items()}
+    return Parsed(turns, [next(remaining[kind]) for kind in tags])
 
 
-def _spoken(row: dict[str, Any]) -> list[tuple[Role, str]]:
+def _paths(found: Any, key: str) -> list[str]:
+    paths = [] if found is None else found if isinstance(found, list) else [found]
+    for path in paths:
+        if not isinstance(path, str) or not path.strip():
+            raise DataError(f"its '{key}' holds {path!r}; expected a path, or a list of paths")
+        check_characters(path, f"its '{key}'")
+    return paths
+
+
+def _videos(found: Any, frames_fps: float | None) -> list[Reference]:
+    """A path is a video file or a folder of frames; a list of pictures is one video; any other list is several."""
+    if not isinstance(found, list):
+        return [Reference("video", path, frames_fps) for path in _paths(found, "video")]
+    if found and all(isinstance(item, str) and _is_picture(item) for item in found):
+        return [Reference("video", tuple(_paths(found, "video")), frames_fps)]
+    references = []
+    for item in found:
+        if isinstance(item, list):
+            if not item:
+                raise DataError("its 'video' holds an empty list of frames; expected at least one")
+            references.append(Reference("video", tuple(_paths(item, "video")), frames_fps))
+        else:
+            references += [Reference("video", path, frames_fps) for path in _paths([item], "video")]
+    return references
+
+
+def _is_picture(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in PICTURE_SUFFIXES
+
+
+def spoken_turns(row: dict[str, Any]) -> list[tuple[Role, str]]:
+    """The (role, text) of each turn under 'conversations'."""
     if "conversations" not in row:
         raise DataError(
             f"it has no 'conversations' (its keys: {', '.join(row) or 'none'}); "
@@ -101,66 +148,36 @@ def _turn(number: int, turn: Any) -> tuple[Role, str]:
         raise DataError(f"turn {number} is from {speaker!r}; expected one of {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise DataError(f"turn {number} has the value {text!r}; expected a string")
-    _check_characters(text, f"turn {number}")
+    check_characters(text, f"turn {number}")
     if role == "assistant" and not text.strip():
         raise DataError(f"turn {number} is an empty answer; give the answer, or leave the sample out")
     return role, text
 
 
-def _check_characters(text: str, where: str) -> None:
-    """Raise `DataError` where a text holds half of a surrogate pair, which no UTF-8 file, or file name, can hold."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{where} holds half a character (\\u{ord(text[error.start]):04x}) at position {error.start}; "
-            "write both halves of the pair, or the character itself"
-        ) from None
-
-
-def _check_order(roles: list[Role]) -> None:
-    if "system" in roles[1:]:
-        raise DataError(f"turn {roles.index('system', 1) + 1} is a system turn; it may only stand first")
-    if "assistant" not in roles:
-        raise DataError("it has no assistant turn, so there is nothing to learn; add the answer ('from': 'gpt')")
-    if "user" not in roles:
-        raise DataError("it has no user turn; add the question ('from': 'human')")
-    for number, (before, role) in enumerate(zip(roles, roles[1:], strict=False), start=2):
-        if before == role == "assistant":
-            raise DataError(
-                f"turns {number - 1} and {number} are both the assistant's; join them, or add the user's turn"
-            )
-    if roles[-1] != "assistant":
-        raise DataError(f"the last turn is the {roles[-1]}'s; add its answer, or remove the turn")
-
-
-def _count_tags(spoken: list[tuple[Role, str]]) -> int:
+def _tags(spoken: list[tuple[Role, str]], is_video: bool) -> list[Kind]:
+    """The kinds of the texts' tags, in reading order."""
     for number, (role, text) in enumerate(spoken, start=1):
-        if "<video>" in text:
-            raise DataError(f"turn {number} has a <video> tag: videos are not read yet; remove the tag")
-        if role != "user" and _TAG in text:
+        if role != "user" and (found := next((tag for tag in _TAGS if tag in text), None)):
+            noun = NAMES[_TAGS[found]]
             raise DataError(
-                f"turn {number} is the {role}'s and has an {_TAG} tag; pictures may only stand in user turns"
+                f"turn {number} is the {role}'s and has a {found} tag; {noun}s may only stand in user turns"
             )
-    return sum(text.count(_TAG) for _, text in spoken)
+    tags = [match[1] for _, text in spoken for match in _TAG.finditer(text)]
+    return ["video" if is_video or tag == "video" else "image" for tag in tags]
 
 
-def _split(text: str) -> tuple[str | None, ...]:
+def split_at_tags(text: str) -> tuple[str | None, ...]:
     """Cut a text at its tags.
 
     LLaVA sets a tag off from the text by a newline that means nothing else ("<image>\\nWhat is this?"). It
     belongs to the tag, so that such a sample equals one whose format keeps pictures and text apart.
     """
-    texts = _TAG_AND_NEWLINE.split(text)
+    texts = _TAG.split(text)[::2]
     if len(texts) > 1 and not texts[-1]:
         last = max((i for i, piece in enumerate(texts) if piece), default=0)
         texts[last] = _LAST_NEWLINE.sub("", texts[last])
     parts: list[str | None] = []
     for number, piece in enumerate(texts):
-        parts += [PICTURE] if number else []
+        parts += [MEDIUM] if number else []
         parts += [piece] if piece else []
     return tuple(parts)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"

@@ -39,6 +39,19 @@ class JsonRows:
         start = self._ends[row - 1] if row else 0
         return json.loads(self._buffer[start : self._ends[row]])
 
+    @property
+    def shards(self) -> None:
+        """Rows may be read in any order."""
+        return None
+
+    def own_id(self, row: int) -> str | None:
+        """The row's own id as text, or None where it gives none."""
+        return self.ids[row]
+
+    def fingerprint(self) -> dict[str, str | int]:
+        """`sha256` of the file and number of `rows`."""
+        return {"sha256": self.sha256, "rows": len(self)}
+
     def place(self, row: int) -> str:
         """Where the row starts, for messages: `<file>:<line>, row <row>`; lines count from 1, rows from 0."""
         return f"{self.path}:{self._lines[row]}, row {row}"
