@@ -71,7 +71,7 @@ def leave_process_group() -> None:
 
 def open_data(config: "TrainConfig") -> RunData:
     """The run's data; the driver has looked at it already."""
-    return open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed)
+    return open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed, config.mixing_temperature)
 
 
 def plan_steps(config: "TrainConfig", data: RunData) -> StepPlan:

@@ -43,6 +43,7 @@ class TrainConfig(Spec):
     precision: Precision = Field(description="what is computed in; trained weights are kept in fp32")
     global_batch_size: int = Field(ge=1, description="samples in one optimiser step, over all ranks")
     holdout: float = Field(ge=0, lt=1, description="share of each training entry that is held out")
+    mixing_temperature: float | None = Field(gt=0, description="evens out the entries' shares of the stream")
     max_bad_samples: int = Field(ge=0, description="samples that may be left out, counted and listed")
     sample_timeout_s: float = Field(gt=0, description="seconds to read and decode one sample in; after that it is bad")
     resume: str = Field(min_length=1, description="auto, none, or the path of a checkpoint")
@@ -120,7 +121,7 @@ def opened(config: TrainConfig, composition: Composition, ranks: int) -> "Iterat
     from vlmft.resume import fingerprint, open_or_continue
     from vlmft.summary import check_line, console
 
-    data = open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed)
+    data = open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed, config.mixing_temperature)
     console().print(check_line(data.check(config.check_s, config.max_bad_samples)))
     found = fingerprint(config, data, ranks, composition.portable)
     with lock.held(composition.run_dir, lock.DRIVER):

@@ -30,6 +30,9 @@ def save_picture(path: Path, size: tuple[int, int] = (8, 6), colour: str = "red"
 class Listed:
     """A source of text samples with the ids it is given, for tests of order and shares."""
 
+    shards: list[int] | None = None
+    shuffle_window = 8192
+
     def __init__(self, ids: list[str], name: str = "mine", data_file: str = "/data/mine.json") -> None:
         self.ids, self.name, self.data_file = ids, name, Path(data_file)
 

@@ -72,7 +72,11 @@ class RunData:
 
 
 def open_run_data(
-    dataset: Mapping[str, DatasetSpec], eval_dataset: Mapping[str, DatasetSpec], holdout: float, seed: int
+    dataset: Mapping[str, DatasetSpec],
+    eval_dataset: Mapping[str, DatasetSpec],
+    holdout: float,
+    seed: int,
+    temperature: float | None = None,
 ) -> RunData:
     """Open every entry and split off what is held out.
 
@@ -99,7 +103,7 @@ def open_run_data(
         elif holdout and not eval_dataset:
             rows, held = split_holdout(source, holdout)
             held_out.append((source, held))
-        parts.append(MixturePart(source, spec.visits, rows))
+        parts.append(MixturePart(source, spec.visits, rows, spec.weight))
     for name, spec in eval_dataset.items():
         try:
             source = spec.open(name)
@@ -108,4 +112,4 @@ def open_run_data(
             continue
         held_out.append((source, select_rows(source, np.arange(len(source)), spec.factor)))
     DataError.raise_if(problems)
-    return RunData(Mixture(parts, seed), tuple(held_out))
+    return RunData(Mixture(parts, seed, temperature), tuple(held_out))

@@ -35,6 +35,11 @@ class Source(Protocol):
         """How many rows each of its files holds, in order, where they are to be read in order; None: in any order."""
         ...
 
+    @property
+    def shuffle_window(self) -> int:
+        """Of a source with `shards`: how many rows are shuffled at a time."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, row: int) -> Sample:
