@@ -179,7 +179,7 @@ class TestWholeRun:
             "learning_rate",
             "samples_per_s",
             "tokens_per_s",
-            "image_tokens_per_s",
+            "vision_tokens_per_s",
             "supervised_tokens_per_s",
             "padding",
             "micro_batches",

@@ -63,7 +63,7 @@ def classify(error: BaseException) -> VlmftError | None:
         return OutOfMemoryError(
             f"{error}",
             "change, in order of effect: batching.max_tokens (lower), trainer.gradient_checkpointing=true, "
-            "model.max_pixels (lower), recipe=lora_llm, optim=adamw_8bit",
+            "model.image.max_pixels (lower), recipe=lora_llm, optim=adamw_8bit",
             "on a single rank, trainer.oom_retries=3 lowers what is computed at once by itself where it has to",
         )
     if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker (pid"):

@@ -93,9 +93,12 @@ def test_answers_and_their_ends_are_supervised_and_nothing_else(
 @pytest.mark.parametrize("sample_id", SUPERVISED)
 def test_counts_are_exact_and_need_no_pixels(samples: dict[str, Sample], encoder: Encoder, sample_id: str) -> None:
     encoded = encoder.encode(samples[sample_id])
-    assert encoded.num_image_tokens == IMAGE_TOKENS[sample_id]
+    assert encoded.num_vision_tokens == IMAGE_TOKENS[sample_id]
     assert int((encoded.input_ids == tiny_processor().image_token_id).sum()) == IMAGE_TOKENS[sample_id]
-    assert encoder.count(samples[sample_id]) == encoded.num_tokens == len(encoded.input_ids)
+    counted = encoder.count(samples[sample_id])
+    assert counted.num_tokens == encoded.num_tokens == len(encoded.input_ids)
+    assert counted.num_supervised == encoded.num_supervised
+    assert counted.num_vision_tokens == encoded.num_vision_tokens
 
 
 @pytest.mark.parametrize("sample_id", SUPERVISED)
@@ -107,7 +110,7 @@ def test_the_prompt_is_the_beginning_up_to_the_last_answer(
     assert torch.equal(prompt.input_ids, whole.input_ids[:n])
     assert whole.supervised[n:].tolist() == [True] * (whole.num_tokens - n - 1) + [False]
     assert not prompt.supervised.any() and prompt.num_supervised == 0
-    assert (prompt.id, prompt.num_image_tokens) == (whole.id, whole.num_image_tokens)
+    assert (prompt.id, prompt.num_vision_tokens) == (whole.id, whole.num_vision_tokens)
     for mine, others in zip(prompt.media, whole.media, strict=True):
         assert all(torch.equal(mine[name], others[name]) for name in others)
 
@@ -121,7 +124,7 @@ def test_a_conversation_that_ends_with_a_question_is_prompted_whole(
     prompt = encoder.encode_prompt(Sample("mine/open", messages))
     official = officially(samples["mine/later"], messages, generation=True)
     assert torch.equal(prompt.input_ids, official["input_ids"][0])
-    assert prompt.num_image_tokens == 8 and len(prompt.media) == 1
+    assert prompt.num_vision_tokens == 8 and len(prompt.media) == 1
 
 
 def test_the_first_token_is_never_counted_as_supervised() -> None:
@@ -131,9 +134,9 @@ def test_the_first_token_is_never_counted_as_supervised() -> None:
 
 def test_a_sample_of_exactly_the_limit_is_taken(samples: dict[str, Sample], encoder: Encoder) -> None:
     sample = samples["mine/two"]
-    exactly = encoder.count(sample)
+    exactly = encoder.count(sample).num_tokens
     assert encoding(exactly)[0].encode(sample).num_tokens == exactly
-    with pytest.raises(DataError, match=rf"{exactly} tokens, 14 of them of 2 pictures, exceed .*={exactly - 1}"):
+    with pytest.raises(DataError, match=rf"{exactly} tokens, 14 of them vision tokens, exceed .*={exactly - 1}"):
         encoding(exactly - 1)[0].encode(sample)
 
 
@@ -148,8 +151,9 @@ def cut_short(path: Path) -> Path:
 def test_a_sample_too_long_is_refused_from_its_header(tmp_path: Path, method: str) -> None:
     sample = conversation(Image(cut_short(tmp_path / "cut.png")), "What?")
     message = (
-        r"^mine/7 \(data\.json:12\): \d+ tokens, 50 of them of 1 pictures, exceed batching\.max_tokens=40; "
-        r"raise it, or lower model\.max_pixels \(nothing is cut\)$"
+        r"^mine/7 \(data\.json:12\): \d+ tokens, 50 of them vision tokens, exceed batching\.max_tokens=40; "
+        r"raise it, or lower model\.image\.max_pixels, model\.video\.max_pixels or model\.video\.fps "
+        r"\(nothing is cut\)$"
     )
     with pytest.raises(DataError, match=message):
         getattr(encoding(40)[0], method)(sample)
@@ -159,7 +163,7 @@ def test_a_damaged_picture_is_named_with_its_sample(tmp_path: Path) -> None:
     path = cut_short(tmp_path / "cut.png")
     sample = conversation(Image(path), "What?")
     encoder = encoding(1000)[0]
-    assert encoder.count(sample) > 50
+    assert encoder.count(sample).num_tokens > 50
     with pytest.raises(DataError, match=rf"^mine/7 \(data\.json:12\): {path} cannot be decoded: ") as raised:
         encoder.encode(sample)
     assert raised.value.sample_id == "mine/7"  # type: ignore[attr-defined]
@@ -174,7 +178,7 @@ def test_placeholders_unlike_the_pictures_are_refused(samples: dict[str, Sample]
     processor = tiny_processor()
     own = Encoder(encoding()[0].family, processor)
     own.chat = _WithoutPlaceholders(own.chat)  # type: ignore[assignment]
-    with pytest.raises(DataError, match=r"^mine/one .*wrote 0 picture placeholders for 1 pictures"):
+    with pytest.raises(DataError, match=r"^mine/one .*wrote 0 placeholders for 1 pictures and videos"):
         own.encode(samples["mine/one"])
 
 
@@ -197,7 +201,7 @@ def test_a_pictures_tokens_stay_together(tmp_path: Path, encoder: Encoder, size:
     encoded = encoder.encode(conversation("This", Image(save_noise(tmp_path / "a.png", *size)), "or that?"))
     kinds = [(i == tiny_processor().image_token_id) for i in encoded.input_ids.tolist()]
     assert [kind for kind, _ in itertools.groupby(kinds)] == [False, True, False]
-    assert sum(kinds) == encoded.num_image_tokens == len(encoded.media[0]["patches"]) // 4
+    assert sum(kinds) == encoded.num_vision_tokens == len(encoded.media[0]["patches"]) // 4
 
 
 def test_a_picture_turned_by_its_camera_is_read_upright(tmp_path: Path, encoder: Encoder) -> None:
@@ -208,7 +212,7 @@ def test_a_picture_turned_by_its_camera_is_read_upright(tmp_path: Path, encoder:
     noise(84, 280).save(path, exif=exif, quality=95)
     encoded = encoder.encode(conversation(Image(path), "What?"))
     assert encoded.media[0]["grid"].tolist() == [1, 20, 6]
-    assert encoded.num_image_tokens == 30
+    assert encoded.num_vision_tokens == 30
     upright = PIL.ImageOps.exif_transpose(PIL.Image.open(path))
     official = tiny_processor().image_processor(images=[upright], return_tensors="pt")
     inputs = model_inputs(encoding()[1]([encoded]))

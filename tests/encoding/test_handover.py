@@ -21,7 +21,7 @@ def encoded(name: str, tokens: int, pictures: list[tuple[int, ...]]) -> Encoded:
             }
             for shape in pictures
         ],
-        num_image_tokens=len(pictures),
+        num_vision_tokens=len(pictures),
     )
 
 
@@ -38,7 +38,7 @@ def test_samples_come_out_as_they_went_in(samples: list[Encoded]) -> None:
     received = unwrap(wrap(samples))
     assert [sample.id for sample in received] == [sample.id for sample in samples]
     for sent, got in zip(samples, received, strict=True):
-        assert got.num_image_tokens == sent.num_image_tokens
+        assert got.num_vision_tokens == sent.num_vision_tokens
         tensors = [(sent.input_ids, got.input_ids), (sent.supervised, got.supervised)]
         for before, after in zip(sent.media, got.media, strict=True):
             assert before.keys() == after.keys()

@@ -1,4 +1,4 @@
-import contextlib
+import faulthandler
 import os
 import signal
 import time
@@ -12,7 +12,7 @@ import torch
 from tests.support import encoding
 from vlmft.data.problems import SampleError
 from vlmft.encoding.encoder import Encoded, Encoder
-from vlmft.encoding.loading import EncodedGroup, encode_group, load
+from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError, VlmftError
 
@@ -23,7 +23,7 @@ def encoded(name: str) -> Encoded:
         torch.tensor([len(name)] * 5),
         torch.tensor([True] * 5),
         [{"pixels": torch.ones(20, 20)}],
-        num_image_tokens=3,
+        num_vision_tokens=3,
     )
 
 
@@ -33,6 +33,7 @@ class Numbers:
     def __init__(self, count: int, fails: Sequence[int] = ()) -> None:
         self.count = count
         self.fails = fails
+        self.watch = Watch()
 
     def __len__(self) -> int:
         return self.count
@@ -80,14 +81,56 @@ def test_a_loader_process_that_dies_between_two_groups_is_named() -> None:
     (worker,) = (child for child in active_children() if child not in others)
     time.sleep(0.5)  # it works ahead
     assert worker.pid is not None
-    with contextlib.suppress(RuntimeError):  # torch's own handler may notice at once
-        os.kill(worker.pid, signal.SIGKILL)
-        worker.join()
-    for _ in range(2):
-        with contextlib.suppress(RuntimeError):
-            time.sleep(0.1)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.join()
+    time.sleep(0.1)  # nothing is raised in between, in the middle of whatever the process does
     with pytest.raises(RuntimeError, match=rf"^DataLoader worker \(pid {worker.pid}\) is killed by signal: Killed\."):
         list(stream)
+
+
+class Crashing:
+    """Group n holds the samples n-a and n-b; some of them end the process that encodes them."""
+
+    def __init__(self, crashes: dict[str, int], limit: TimeLimit | None) -> None:
+        self.crashes, self.encoder, self.watch = crashes, encoder(limit), Watch()
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, number: int) -> EncodedGroup | VlmftError:
+        def encode(name: str) -> Encoded:
+            if name in self.crashes:
+                faulthandler.disable()  # pytest's would print a page
+                os.kill(os.getpid(), self.crashes[name])
+                time.sleep(60)
+            return encoded(name)
+
+        items = [f"{number}-{letter}" for letter in "ab"]
+        return encode_group(self.encoder, number, items, encode, lambda name: f"mine/{name}", self.watch)
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("limit", [None, TimeLimit(60)])
+def test_a_decoder_that_crashes_makes_its_sample_bad(num_workers: int, limit: TimeLimit | None) -> None:
+    crashes = {"1-b": signal.SIGSEGV, "4-a": signal.SIGABRT}
+    groups = list(load(Crashing(crashes, limit), num_workers))
+    names = [[sample.id for sample in group.samples] for group in groups]
+    assert names == [["0-a", "0-b"], ["1-a"], ["2-a", "2-b"], ["3-a", "3-b"], ["4-b"], ["5-a", "5-b"]]
+    assert [group.bad for group in groups if group.bad] == [
+        {
+            "mine/1-b": "mine/1-b: Segmentation fault (signal 11) ended the loader process that was reading it; "
+            "replace its files, which crash their decoder"
+        },
+        {
+            "mine/4-a": "mine/4-a: Aborted (signal 6) ended the loader process that was reading it; replace its files, "
+            "which crash their decoder"
+        },
+    ]
+
+
+def test_a_loader_process_that_is_killed_for_memory_blames_no_sample() -> None:
+    with pytest.raises(RuntimeError, match=r"^DataLoader worker \(pid \d+\) is killed by signal: Killed\."):
+        list(load(Crashing({"2-a": signal.SIGKILL}, None), num_workers=1))
 
 
 class TestGroup:
@@ -98,7 +141,7 @@ class TestGroup:
             return encoded(name)
 
         for limit in (None, TimeLimit(60)):
-            group = encode_group(encoder(limit), ["a", "b", "c"], encode, lambda name: f"mine/{name}")
+            group = encode_group(encoder(limit), 0, ["a", "b", "c"], encode, lambda name: f"mine/{name}", Watch())
             assert isinstance(group, EncodedGroup)
             assert [sample.id for sample in group.samples] == ["a", "c"]
             assert group.bad == {"mine/b": "mine/b: no picture"}
@@ -109,7 +152,7 @@ class TestGroup:
                 time.sleep(60)
             return encoded(name)
 
-        group = encode_group(encoder(TimeLimit(0.2)), ["a", "b", "c"], encode, lambda name: f"mine/{name}")
+        group = encode_group(encoder(TimeLimit(0.2)), 0, ["a", "b", "c"], encode, lambda name: f"mine/{name}", Watch())
         assert isinstance(group, EncodedGroup)
         assert [sample.id for sample in group.samples] == ["a", "c"]
         assert group.bad == {
@@ -122,5 +165,5 @@ class TestGroup:
             raise DataError("the file has gone")
 
         for limit in (None, TimeLimit(60)):
-            error = encode_group(encoder(limit), ["a"], encode, str)
+            error = encode_group(encoder(limit), 0, ["a"], encode, str, Watch())
             assert isinstance(error, DataError) and str(error) == "the file has gone"

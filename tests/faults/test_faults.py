@@ -57,7 +57,7 @@ def test_out_of_memory_on_the_device(type_: Type, work: Path, injected: Injected
     assert read_result(work / "run")["reason"].splitlines() == [
         "CUDA out of memory. Tried to allocate 2.00 GiB.",
         "change, in order of effect: batching.max_tokens (lower), trainer.gradient_checkpointing=true, "
-        "model.max_pixels (lower), recipe=lora_llm, optim=adamw_8bit",
+        "model.image.max_pixels (lower), recipe=lora_llm, optim=adamw_8bit",
         "on a single rank, trainer.oom_retries=3 lowers what is computed at once by itself where it has to",
     ]
     assert "Traceback" not in err

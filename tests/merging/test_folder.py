@@ -67,7 +67,7 @@ def test_ends_that_an_adapter_has_untied_stay_untied(tmp_path: Path) -> None:
 
 
 def test_the_processor_is_the_trainings_own(tmp_path: Path) -> None:
-    config = compose("recipe=projector", "model.max_pixels=3136", "model.min_pixels=1568")
+    config = compose("recipe=projector", "model.image.max_pixels=3136", "model.image.min_pixels=1568")
     final = save_trained(train(config, steps=0), tmp_path / "final")
     (final / "chat_template.jinja").write_text("{{ 'mine: ' }}{{ messages[0].content[0].text }}")
     processor = AutoProcessor.from_pretrained(merge(tmp_path, final, samples=0))

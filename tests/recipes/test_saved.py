@@ -148,7 +148,7 @@ def test_provenance_says_what_to_put_together(tmp_path: Path) -> None:
 
 
 def test_the_processor_comes_back_with_the_runs_pixel_budget(tmp_path: Path) -> None:
-    config = compose("recipe=projector", "model.max_pixels=3136", "model.min_pixels=1568")
+    config = compose("recipe=projector", "model.image.max_pixels=3136", "model.image.min_pixels=1568")
     save_trained(train(config, steps=0), tmp_path)
     _, processor = load(tmp_path)
     assert dict(processor.image_processor.size) == {"shortest_edge": 1568, "longest_edge": 3136}

@@ -17,18 +17,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_are_totals_over_the_time_since_the_last_reading() -> None:
     meter = Meters()
     meter.restart()
-    meter.add(StepTotals(supervised_tokens=6, tokens=60, image_tokens=20, samples=4, most_micro_batches=2), 60, 80, 3.0)
-    meter.add(StepTotals(supervised_tokens=2, tokens=20, image_tokens=0, samples=4, most_micro_batches=1), 20, 20, 1.0)
+    meter.add(StepTotals(supervised_tokens=6, tokens=60, vision_tokens=20, samples=4, most_micro_batches=2), 60, 80, 3.0)
+    meter.add(StepTotals(supervised_tokens=2, tokens=20, vision_tokens=0, samples=4, most_micro_batches=1), 20, 20, 1.0)
     assert meter.read() == {
         "loss": 2.0,
         "samples_per_s": 2.0,
         "tokens_per_s": 20.0,
-        "image_tokens_per_s": 5.0,
+        "vision_tokens_per_s": 5.0,
         "supervised_tokens_per_s": 2.0,
         "padding": pytest.approx(0.2),
         "micro_batches": 2,
     }
-    meter.add(StepTotals(supervised_tokens=8, tokens=8, image_tokens=0, samples=1, most_micro_batches=3), 8, 8, 0.5)
+    meter.add(StepTotals(supervised_tokens=8, tokens=8, vision_tokens=0, samples=1, most_micro_batches=3), 8, 8, 0.5)
     second = meter.read()
     assert (second["supervised_tokens_per_s"], second["padding"], second["micro_batches"]) == (2.0, 0.0, 3)
 
@@ -38,7 +38,7 @@ def test_time_before_a_restart_is_not_training_time() -> None:
     meter = Meters()
     for _ in range(10):
         meter.restart()
-    meter.add(StepTotals(supervised_tokens=4, tokens=4, image_tokens=4, samples=4, most_micro_batches=1), 4, 4, 1.0)
+    meter.add(StepTotals(supervised_tokens=4, tokens=4, vision_tokens=4, samples=4, most_micro_batches=1), 4, 4, 1.0)
     assert meter.read()["samples_per_s"] == 1.0
 
 

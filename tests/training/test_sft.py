@@ -93,9 +93,9 @@ class TestOneStep:
         made.gradients(step)
         read = made.trainer.meters.read()
         lengths = [sample.num_tokens for sample in step.samples]
-        per_sample = {name: read[f"{name}_per_s"] / read["samples_per_s"] for name in ("tokens", "image_tokens")}
+        per_sample = {name: read[f"{name}_per_s"] / read["samples_per_s"] for name in ("tokens", "vision_tokens")}
         assert per_sample["tokens"] == pytest.approx(sum(lengths) / 6)
-        assert per_sample["image_tokens"] == pytest.approx((4 + 8 + 6 + 6 + 8 + 4) / 6)
+        assert per_sample["vision_tokens"] == pytest.approx((4 + 8 + 6 + 6 + 8 + 4) / 6)
         assert read["padding"] == pytest.approx(1 - sum(lengths) / (6 * max(lengths)))
 
     def test_without_a_supervised_token_is_an_error(self, bench: MakeBench) -> None:

@@ -13,6 +13,9 @@ Decoder = Literal["pyav", "decord", "torchcodec"]
 CoordinateForm = Literal["pixels", "unit", "thousand"]
 """How a dataset writes boxes and points: pixels of the file's picture, 0 to 1, or 0 to 1000 of its sides."""
 
+CoordinateStyle = Literal["seen_pixels", "thousand", "unit"]
+"""How a family was taught to write them: pixels of the picture as it sees it, 0 to 1000, or 0 to 1."""
+
 _DIMENSIONS = ("height", "width")
 
 

@@ -1,4 +1,7 @@
-"""Look at the data before a run does: every row's structure first, then every picture, within a given time."""
+"""Look at the data before a run does: every row's structure first, then every medium, within a given time.
+
+Pictures are decoded; of a video its container is read, and its frames when it is trained on.
+"""
 
 import os
 import time
@@ -11,10 +14,11 @@ import numpy as np
 
 from vlmft.data.hashing import id_hashes, mix, salt
 from vlmft.data.media.image import open_image
+from vlmft.data.media.video import probe_video
 from vlmft.data.problems import SampleError, naming_sample
 from vlmft.data.spec import Rows, Source
 from vlmft.errors import DataError
-from vlmft.types import Sample
+from vlmft.types import Image, Media, Sample
 
 _STRIDE = 64  # samples between two looks at the clock
 
@@ -28,7 +32,7 @@ class CheckReport:
     """What a check found.
 
     `problems` has one entry a bad sample, in the order of the files. Of `total` samples, `parsed` had their
-    structure checked, and `checked` their pictures decoded as well; `complete` means that no sample was left out.
+    structure checked, and `checked` their media read as well; `complete` means that no sample was left out.
     """
 
     problems: list[str]
@@ -61,7 +65,7 @@ class _Check:
         self.end, self.limit = end, limit
         self.bad: dict[tuple[int, int], str] = {}
         # A damaged picture may belong to many samples, but need not be decoded for each.
-        self.pictures: dict[Path, str | None] = {}
+        self.media_problems: dict[Path, str | None] = {}
         source = np.repeat(np.arange(len(sources)), [len(rows) for _, rows in sources])
         row = np.concatenate([np.asarray(rows, dtype=np.int64) for _, rows in sources])
         order = np.argsort(mix(np.concatenate([id_hashes(*pair) for pair in sources]), salt("check")), kind="stable")
@@ -77,14 +81,14 @@ class _Check:
         return len(self.where)
 
     def media(self) -> int:
-        """Read each sample and decode its pictures; return how many."""
+        """Read each sample and its media; return how many."""
         with ThreadPoolExecutor() as pool:
             for done in range(0, len(self.where), _STRIDE):
                 if self._is_over():
                     return done
                 stride = [(index, row) for index, row in self.where[done : done + _STRIDE].tolist()]
                 samples = {where: self._read(*where) for where in stride if where not in self.bad}
-                self._decode({image.path for sample in samples.values() if sample for image in sample.images}, pool)
+                self._look_at({item.path: item for sample in samples.values() if sample for item in sample.media}, pool)
                 for (index, row), sample in samples.items():
                     if sample:
                         self._note(index, row, self._media_problem(sample))
@@ -111,25 +115,34 @@ class _Check:
             self._note(index, row, str(error))
             return None
 
-    def _decode(self, paths: set[Path], pool: ThreadPoolExecutor) -> None:
-        new = [path for path in paths if path not in self.pictures]
-        large = [path for path in new if os.path.exists(path) and os.path.getsize(path) > _WORTH_A_THREAD]
-        self.pictures.update(zip(large, pool.map(_picture_problem, large), strict=True))
-        self.pictures.update((path, _picture_problem(path)) for path in new if path not in self.pictures)
+    def _look_at(self, media: dict[Path, Media], pool: ThreadPoolExecutor) -> None:
+        new = {path: medium for path, medium in media.items() if path not in self.media_problems}
+        large = [path for path, medium in new.items() if _is_large(medium)]
+        self.media_problems.update(zip(large, pool.map(lambda path: _problem(new[path]), large), strict=True))
+        self.media_problems.update((p, _problem(medium)) for p, medium in new.items() if p not in self.media_problems)
 
     def _media_problem(self, sample: Sample) -> str | None:
         try:
             with naming_sample(sample.id, sample.place):
-                for problem in filter(None, (self.pictures[image.path] for image in sample.images)):
+                for problem in filter(None, (self.media_problems[item.path] for item in sample.media)):
                     raise DataError(problem)  # the first alone, as reading would
         except SampleError as error:
             return str(error)
         return None
 
 
-def _picture_problem(path: Path) -> str | None:
+def _is_large(medium: Media) -> bool:
+    if medium.data is not None:
+        return len(medium.data) > _WORTH_A_THREAD
+    return os.path.exists(medium.path) and os.path.getsize(medium.path) > _WORTH_A_THREAD
+
+
+def _problem(medium: Media) -> str | None:
     try:
-        open_image(path)
+        if isinstance(medium, Image):
+            open_image(medium)
+        else:
+            probe_video(medium)
     except DataError as error:
         return str(error)
     return None

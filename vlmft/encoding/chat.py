@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmft.encoding.answers import ANSWER, QUESTION, STEM, Located, Span, locate_answers
 from vlmft.errors import ConfigError, DataError, VlmftError
-from vlmft.types import Image, Message, Sample
+from vlmft.types import Image, Message, Part, Sample, Video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -225,13 +225,16 @@ class ChatFormat:
                 )
             if STEM in text:
                 raise DataError(f"sample {sample.id}: the {message.role}'s text contains {STEM!r}, which is reserved")
-            has_picture = any(isinstance(part, Image) for part in message.parts)
-            if has_picture and message.role == "assistant":
-                raise DataError(f"sample {sample.id}: an answer holds a picture: move it to a user's turn")
-            if has_picture and not self._takes_parts:
+            media = [part for part in message.parts if not isinstance(part, str)]
+            if not media:
+                continue
+            noun = "video" if isinstance(media[0], Video) else "picture"
+            if message.role == "assistant":
+                raise DataError(f"sample {sample.id}: an answer holds a {noun}: move it to a user's turn")
+            if not self._takes_parts:
                 raise DataError(
-                    f"sample {sample.id}: it has a picture, but the checkpoint's chat template takes text only: take a "
-                    "vision-language checkpoint, or leave samples with pictures out"
+                    f"sample {sample.id}: it has a {noun}, but the checkpoint's chat template takes text only: take a "
+                    f"vision-language checkpoint, or leave samples with {noun}s out"
                 )
 
     def _apply(self, conversation: list[dict[str, Any]], generation: bool = False) -> str:
@@ -309,8 +312,13 @@ def _turn(role: str, content: str | Message, takes_parts: bool) -> dict[str, Any
     if not takes_parts:
         return {"role": role, "content": content if isinstance(content, str) else content.text}
     parts = (content,) if isinstance(content, str) else content.parts
-    written = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image"} for p in parts if p != ""]
-    return {"role": role, "content": written}
+    return {"role": role, "content": [_part(part) for part in parts if part != ""]}
+
+
+def _part(part: Part) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image" if isinstance(part, Image) else "video"}
 
 
 def _token_starts(offsets: Sequence[Span]) -> list[int]:

@@ -31,7 +31,7 @@ class _Entry:
     """One sample, its tensors replaced by their places."""
 
     id: str
-    num_image_tokens: int
+    num_vision_tokens: int
     input_ids: _Place
     supervised: _Place
     media: list[dict[str, _Place]]
@@ -63,7 +63,7 @@ def wrap(samples: list[Encoded]) -> Parcel:
     entries = [
         _Entry(
             sample.id,
-            sample.num_image_tokens,
+            sample.num_vision_tokens,
             put(sample.input_ids),
             put(sample.supervised),
             [{name: put(tensor) for name, tensor in item.items()} for item in sample.media],
@@ -88,7 +88,7 @@ def unwrap(parcel: Parcel) -> list[Encoded]:
             input_ids=get(entry.input_ids),
             supervised=get(entry.supervised),
             media=[{name: get(place) for name, place in item.items()} for item in entry.media],
-            num_image_tokens=entry.num_image_tokens,
+            num_vision_tokens=entry.num_vision_tokens,
         )
         for entry in parcel.entries
     ]

@@ -1,12 +1,13 @@
 """Groups of samples, encoded in loader processes or here; they come in order either way."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from vlmft.data.problems import SampleError
 from vlmft.encoding.encoder import Encoded, Encoder
@@ -15,6 +16,9 @@ from vlmft.encoding.time_limit import OverdueError
 from vlmft.errors import VlmftError
 
 Item = TypeVar("Item")
+
+# What ends a process by its own fault; SIGKILL is the kernel's answer to a lack of memory, and no sample's fault.
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
 
 
 @dataclass(slots=True)
@@ -26,8 +30,47 @@ class EncodedGroup:
     """Samples that could not be used: id -> reason. They are missing from the group, nothing takes their place."""
 
 
+class Watch:
+    """Which item each loader process is at, in memory that outlives it, and the items that have killed one.
+
+    A decoder written in C may crash on a damaged file, and takes its process along: no exception tells of it. So the
+    place is written down before an item is begun, and the one at which a process crashed is left out when another
+    process takes its work over.
+    """
+
+    def __init__(self) -> None:
+        self.crashed: dict[tuple[int, int], str] = {}
+        """(group, item) -> the signal."""
+        self._board: torch.Tensor | None = None
+
+    def open(self, num_workers: int) -> None:
+        """Make room for so many processes."""
+        self._board = torch.full((num_workers, 2), -1, dtype=torch.int64).share_memory_()
+
+    def begin(self, group: int, item: int) -> None:
+        """Write down, in a loader process, what it begins."""
+        worker = get_worker_info()
+        if worker is not None and self._board is not None:
+            self._board[worker.id, 0] = group
+            self._board[worker.id, 1] = item
+
+    def blame(self, worker: int, reason: str) -> bool:
+        """Leave out what a dead process was at; False where that is known already, or it was at nothing."""
+        assert self._board is not None
+        group, item = self._board[worker].tolist()
+        if group < 0 or (group, item) in self.crashed:
+            return False
+        self.crashed[group, item] = reason
+        return True
+
+
 class Groups(Protocol):
     """Groups by number. An error that no sample is to blame for is returned: torch would wrap a raised one."""
+
+    @property
+    def watch(self) -> Watch:
+        """The same object for as long as the groups are loaded."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -35,25 +78,39 @@ class Groups(Protocol):
 
 
 def encode_group(
-    encoder: Encoder, items: Sequence[Item], encode: Callable[[Item], Encoded], sample_id: Callable[[Item], str]
+    encoder: Encoder,
+    number: int,
+    items: Sequence[Item],
+    encode: Callable[[Item], Encoded],
+    sample_id: Callable[[Item], str],
+    watch: Watch,
 ) -> EncodedGroup | VlmftError:
-    """Apply `encode` to each item, for as long as the encoder's time limit gives each.
+    """Apply `encode` to each item of group `number`, for as long as the encoder's time limit gives each.
 
     Returns:
         The group; or the error, where one is no sample's own.
     """
 
-    def encoded(item: Item) -> Encoded | SampleError:
+    def encoded(index: int) -> Encoded | SampleError:
+        if (number, index) in watch.crashed:
+            name = sample_id(items[index])
+            return SampleError(
+                f"{name}: {watch.crashed[number, index]} ended the loader process that was reading it; replace its "
+                "files, which crash their decoder",
+                sample_id=name,
+            )
+        watch.begin(number, index)
         try:
-            return encode(item)
+            return encode(items[index])
         except SampleError as error:
             return error
 
     group = EncodedGroup([])
     limit = encoder.time_limit
+    places = range(len(items))
     try:
         for item, found in zip(
-            items, limit.map(encoded, items) if limit else [encoded(item) for item in items], strict=True
+            items, limit.map(encoded, places) if limit else [encoded(index) for index in places], strict=True
         ):
             if isinstance(found, Encoded):
                 group.samples.append(found)
@@ -73,10 +130,25 @@ def encode_group(
 def load(groups: Groups, num_workers: int, start: int = 0) -> Iterator[EncodedGroup]:
     """Give the groups from number `start` on, encoded by `num_workers` loader processes, or here where that is 0.
 
+    A sample whose decoder crashes its loader process is a bad one; others take its work over.
+
     Raises:
         VlmftError: what the groups returned as such.
-        RuntimeError: a loader process has died; the text is torch's own, however its death was noticed.
+        RuntimeError: a loader process has died in another way; the text is torch's own, however its death was noticed.
     """
+    done = start
+    while True:
+        try:
+            for group in _load(groups, num_workers, done):
+                done += 1
+                yield group
+            return
+        except _CrashedError:
+            continue
+
+
+def _load(groups: Groups, num_workers: int, start: int) -> Iterator[EncodedGroup]:
+    groups.watch.open(num_workers)
     loader: DataLoader[Any] = DataLoader(
         groups,  # type: ignore[arg-type]
         batch_size=None,
@@ -86,6 +158,10 @@ def load(groups: Groups, num_workers: int, start: int = 0) -> Iterator[EncodedGr
         generator=torch.Generator(),  # its own: starting a loader must not draw from the run's randomness
     )
     stream = iter(loader)
+    if num_workers and threading.current_thread() is threading.main_thread():
+        # torch's handler raises for a dead loader process wherever the main thread is, in the middle of a step too;
+        # a stream that is waited for notices by itself.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         try:
             item = next(stream)
@@ -94,7 +170,7 @@ def load(groups: Groups, num_workers: int, start: int = 0) -> Iterator[EncodedGr
         except (OSError, EOFError, RuntimeError) as error:
             # A batch lies in memory that its loader process hands over: killed in between, it leaves a broken
             # connection, which torch passes on as it is.
-            _raise_if_dead(getattr(stream, "_workers", []), error)
+            _raise_if_dead(getattr(stream, "_workers", []), groups.watch, error)
             raise
         if isinstance(item, VlmftError):
             raise item
@@ -105,16 +181,20 @@ def load(groups: Groups, num_workers: int, start: int = 0) -> Iterator[EncodedGr
             yield EncodedGroup(unwrap(parcel), bad)
 
 
-def _raise_if_dead(workers: Sequence[Any], cause: Exception) -> None:
-    for worker in workers:
+class _CrashedError(Exception):
+    """A loader process crashed at a sample that is left out from here on."""
+
+
+def _raise_if_dead(workers: Sequence[Any], watch: Watch, cause: Exception) -> None:
+    for number, worker in enumerate(workers):
         worker.join(timeout=1.0)  # its connections close a moment before it is gone
-        if worker.exitcode:
-            how = (
-                f"is killed by signal: {signal.strsignal(-worker.exitcode)}."
-                if worker.exitcode < 0
-                else f"exited unexpectedly with exit code {worker.exitcode}."
-            )
-            raise RuntimeError(f"DataLoader worker (pid {worker.pid}) {how}") from cause
+        if not worker.exitcode:
+            continue
+        how = signal.strsignal(-worker.exitcode) if worker.exitcode < 0 else ""
+        if -worker.exitcode in _CRASHES and watch.blame(number, f"{how} (signal {-worker.exitcode})"):
+            raise _CrashedError from cause
+        ended = f"is killed by signal: {how}." if how else f"exited unexpectedly with exit code {worker.exitcode}."
+        raise RuntimeError(f"DataLoader worker (pid {worker.pid}) {ended}") from cause
 
 
 def _wrapped(item: EncodedGroup | VlmftError) -> Any:

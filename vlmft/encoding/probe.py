@@ -5,18 +5,22 @@ from pathlib import Path
 
 from vlmft.encoding.collate import Batch, Collator
 from vlmft.encoding.encoder import Encoder
-from vlmft.types import Image, Message, Sample
+from vlmft.types import Image, Media, Message, Sample, Video
 
 
 def probe_batch(encoder: Encoder, collator: Collator) -> Batch:
-    """One conversation about a picture of noise, with an answer."""
+    """One conversation about a picture and, where the family takes one, a video of noise, with an answer."""
     import numpy as np
     import PIL.Image
 
-    noise = np.random.default_rng(0).integers(0, 256, (112, 112, 3), dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "noise.png"
-        PIL.Image.fromarray(noise).save(path)
-        question = Message("user", (Image(path), "What is in the picture?"))
+        paths = [Path(folder) / f"noise-{number}.png" for number in range(len(noise))]
+        for path, pixels in zip(paths, noise, strict=True):
+            PIL.Image.fromarray(pixels).save(path)
+        media: tuple[Media, ...] = (Image(paths[0]),)
+        if encoder.family.video_token_id(encoder.processor) is not None:
+            media += (Video(Path(folder), tuple(paths[1:]), fps=2.0),)
+        question = Message("user", (*media, "What is seen here?"))
         sample = Sample(id="probe", messages=(question, Message("assistant", ("Noise.",))))
         return collator([encoder.encode(sample)])

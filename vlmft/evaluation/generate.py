@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
-from vlmft.encoding.loading import EncodedGroup, encode_group, load
+from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
 from vlmft.errors import DataError, StorageError, VlmftError
 from vlmft.evaluation.specs import Generate
 from vlmft.scoring import MetricSpec
@@ -135,6 +135,7 @@ class _Prompts:
         self.encoder = evaluator.encoder
         self.samples = evaluator.samples
         self.batches = batches
+        self.watch = Watch()
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -142,9 +143,11 @@ class _Prompts:
     def __getitem__(self, number: int) -> EncodedGroup | VlmftError:
         return encode_group(
             self.encoder,
+            number,
             [self.samples[index] for index in self.batches[number]],
             encode=self.encoder.encode_prompt,
             sample_id=lambda sample: sample.id,
+            watch=self.watch,
         )
 
 

@@ -8,19 +8,23 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from vlmft.config.media import CoordinateStyle, MediaRules, PixelBudget, VideoRule
 from vlmft.config.spec import Spec
 from vlmft.errors import ConfigError
 from vlmft.models.pinned import FULL_HASH, check_pinned
+from vlmft.types import Clip
 
 if TYPE_CHECKING:
+    import numpy as np
     import PIL.Image
     import torch
     from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
+MediaKind = Literal["image", "video"]
 
 Media = dict[str, "Tensor"]
-"""One picture as a family wants it: named tensors, pixels as uint8, so that little crosses process borders."""
+"""A picture or video as a family wants it: named tensors, pixels as uint8, so that little crosses process borders."""
 
 
 class LearningRates(Spec):
@@ -33,7 +37,8 @@ class LearningRates(Spec):
 class ModelSpec(Spec, abstract=True):
     """A checkpoint and the family it belongs to.
 
-    A family is a subclass with its component paths and the four media methods; a checkpoint is a YAML of values.
+    A family is a subclass with its component paths and the media methods; a checkpoint is a YAML of values. Sizes are
+    (height, width) in pixels. A `budget` has been merged with the run's; what it leaves null is the checkpoint's own.
     """
 
     path: str | None = Field(description="folder, or hub id, in the form that from_pretrained reads")
@@ -47,18 +52,18 @@ class ModelSpec(Spec, abstract=True):
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         description="attention implementation, under transformers' names"
     )
-    min_pixels: int | None = Field(
-        ge=1, description="pictures below this many pixels are enlarged; null: the checkpoint's own"
-    )
-    max_pixels: int | None = Field(
-        ge=1, description="pictures above this many pixels are shrunk; null: the checkpoint's own"
-    )
+    image: PixelBudget = Field(description="how large pictures are seen; an entry may say otherwise")
+    video: VideoRule = Field(description="which frames of a video are seen, and how large; an entry may say otherwise")
+    max_vision_tokens: int | None = Field(ge=1, description="vision tokens of a sample, at most; more is an error")
 
     component_paths: ClassVar[Mapping[str, tuple[str, ...]]]
     """Module paths of each component; a parameter belongs to the component with the longest matching path."""
 
     block_paths: ClassVar[Mapping[str, str]]
     """Where each component keeps its list of transformer blocks."""
+
+    coordinate_style: ClassVar[CoordinateStyle]
+    """How the family was taught to write boxes and points."""
 
     @field_validator("trust_remote_code")
     @classmethod
@@ -109,9 +114,9 @@ class ModelSpec(Spec, abstract=True):
         return self.model_copy(update={"path": str(Path(self.path).expanduser().resolve())})
 
     def load_processor(self) -> Any:
-        """The checkpoint's processor, with this spec's pixel budget."""
+        """The checkpoint's processor, with this spec's budgets."""
         processor = read_processor(self.folder(), self.trust_remote_code)
-        self.set_pixel_budget(processor)
+        self.set_budgets(processor)
         return processor
 
     def skeleton(self) -> Any:
@@ -159,28 +164,52 @@ class ModelSpec(Spec, abstract=True):
             )
         return model
 
-    def set_pixel_budget(self, processor: Any) -> None:
-        """Write min_pixels and max_pixels into the processor, so that they are saved with the model.
+    @property
+    def media_rules(self) -> MediaRules:
+        """The run's own rules, which entries' rules go before."""
+        return MediaRules(image=self.image, video=self.video, max_vision_tokens=self.max_vision_tokens)
+
+    def set_budgets(self, processor: Any) -> None:
+        """Write the run's pixel budgets and frame rule into the processor, so that they are saved with the model.
 
         Raises:
-            ConfigError: the two bounds, one of which may be the checkpoint's own, cross.
+            ConfigError: two bounds, one of which may be the checkpoint's own, cross.
         """
         raise NotImplementedError
 
     def image_token_id(self, processor: Any) -> int:
-        """The token that stands once for each picture in rendered text and is repeated for each of its features."""
+        """The token that stands once for each picture in rendered text."""
         raise NotImplementedError
 
-    def num_image_tokens(self, processor: Any, height: int, width: int) -> int:
-        """How many tokens a picture of this size (pixels, before resizing) becomes; nothing is decoded.
+    def video_token_id(self, processor: Any) -> int | None:
+        """The token that stands once for each video in rendered text; None where the family takes no video."""
+        return None
+
+    def seen_size(self, processor: Any, kind: MediaKind, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
+        """The size at which the tower sees a picture, or each frame of a video, of `size`.
 
         Raises:
+            ConfigError: the budget contradicts itself or the checkpoint.
             DataError: the family takes no picture of this shape.
         """
         raise NotImplementedError
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image") -> Media:
+    def image_ids(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> list[int]:
+        """The tokens that a picture's placeholder becomes; nothing is decoded. Raises as `seen_size`."""
+        raise NotImplementedError
+
+    def video_ids(self, processor: Any, clip: Clip, budget: PixelBudget) -> list[int]:
+        """The tokens that a video's placeholder becomes; nothing is decoded. Raises as `seen_size`."""
+        raise NotImplementedError
+
+    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
         """Resize an RGB picture for the tower; values stay uint8."""
+        raise NotImplementedError
+
+    def encode_video(
+        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
+    ) -> Media:
+        """Resize a video's frames, [T, H, W, 3] RGB, for the tower; values stay uint8."""
         raise NotImplementedError
 
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:

@@ -10,7 +10,7 @@ class StepTotals:
 
     supervised_tokens: int
     tokens: int
-    image_tokens: int
+    vision_tokens: int
     samples: int
     most_micro_batches: int
     """On the rank that needs most."""
@@ -24,7 +24,7 @@ class Progress:
     loss: float = 0.0
     supervised_tokens: int = 0
     tokens: int = 0
-    image_tokens: int = 0
+    vision_tokens: int = 0
     samples: int = 0
     slots: int = 0
     """Token places on this rank, padding included."""
@@ -56,7 +56,7 @@ class Meters:
         now.loss += loss
         now.supervised_tokens += totals.supervised_tokens
         now.tokens += totals.tokens
-        now.image_tokens += totals.image_tokens
+        now.vision_tokens += totals.vision_tokens
         now.samples += totals.samples
         now.slots += slots
         now.filled += filled
@@ -71,7 +71,7 @@ class Meters:
             "loss": done.loss / max(done.steps, 1),
             "samples_per_s": done.samples / seconds,
             "tokens_per_s": done.tokens / seconds,
-            "image_tokens_per_s": done.image_tokens / seconds,
+            "vision_tokens_per_s": done.vision_tokens / seconds,
             "supervised_tokens_per_s": done.supervised_tokens / seconds,
             "padding": 1 - done.filled / done.slots if done.slots else 0.0,
             "micro_batches": done.micro_batches,

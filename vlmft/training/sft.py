@@ -171,7 +171,7 @@ class SftTrainer(Trainer):
             [
                 sum(sample.num_supervised for sample in step.samples),
                 sum(lengths),
-                sum(sample.num_image_tokens for sample in step.samples),
+                sum(sample.num_vision_tokens for sample in step.samples),
                 len(lengths),
                 len(new),
                 bool(stop.reason),
@@ -181,7 +181,7 @@ class SftTrainer(Trainer):
             dtype=torch.int64,
             device=self.args.device,
         )
-        supervised, tokens, image_tokens, samples, num_new, stopping, interrupted, idle_ranks = (
+        supervised, tokens, vision_tokens, samples, num_new, stopping, interrupted, idle_ranks = (
             self.accelerator.reduce(local, "sum").tolist() if self.accelerator.num_processes > 1 else local.tolist()
         )
         if stopping:
@@ -200,7 +200,7 @@ class SftTrainer(Trainer):
         return StepTotals(
             supervised_tokens=supervised,
             tokens=tokens,
-            image_tokens=image_tokens,
+            vision_tokens=vision_tokens,
             samples=samples,
             most_micro_batches=self._most_micro_batches(lengths),
         )

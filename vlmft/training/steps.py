@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from vlmft.data.mixture import Mixture
 from vlmft.encoding.encoder import Encoder
-from vlmft.encoding.loading import EncodedGroup, encode_group, load
+from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
 from vlmft.errors import VlmftError
 from vlmft.training.step_plan import StepPlan
 
@@ -17,6 +17,7 @@ class StepDataset:
         self.encoder = encoder
         self.plan = plan
         self.rank = rank
+        self.watch = Watch()
 
     def __len__(self) -> int:
         return self.plan.num_steps
@@ -25,9 +26,11 @@ class StepDataset:
         """This rank's samples of the step, or what stands in its way."""
         return encode_group(
             self.encoder,
+            step,
             [self.mixture.at(position) for position in self.plan.positions(step, self.rank)],
-            encode=lambda ref: self.encoder.encode(self.mixture.read(ref)),
+            encode=lambda ref: self.encoder.encode(self.mixture.read(ref), ref.key),
             sample_id=self.mixture.sample_id,
+            watch=self.watch,
         )
 
 
