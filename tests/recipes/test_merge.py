@@ -26,7 +26,7 @@ from vlmft.recipes.saved import load, open_saved
 from vlmft.train import TrainConfig
 
 RECIPES = sorted(path.stem for path in (PROJECT / "conf/recipe").glob("*.yaml"))
-FINER = {torch.float32: torch.float64, torch.bfloat16: torch.float32}
+FINER = {torch.float32: torch.float64, torch.bfloat16: torch.float32, torch.float16: torch.float32}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -304,7 +304,7 @@ class _Quantised:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.family, name)
 
-    def load_model(self, device: torch.device) -> Any:
+    def load_model(self, device: torch.device, quantization: None) -> Any:
         import bitsandbytes as bnb
 
         model = self.family.load_model(device)

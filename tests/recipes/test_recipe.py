@@ -27,6 +27,51 @@ def test_the_command_says_so_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "dropout must be the same in every component with adapters" in capsys.readouterr().err
 
 
+TWO_BASES = (
+    "recipe: base: nf4 and int8 cannot stand in one model, since its loader quantises in one way alone; found "
+    "{'vision_tower': 'int8', 'llm': 'nf4'}: take one of them for both, or null or bf16 for one"
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (  # an adapter on a frozen component
+            ["recipe=ln_vt", "recipe.llm.rank=8"],
+            "recipe.llm.rank: unknown key: Lora has it, and this is Frozen; choose another, or leave it out",
+        ),
+        (  # a base in 4 bits under full training
+            ["recipe=lora_llm_nf4", "recipe/policy@recipe.llm=full"],
+            "recipe.llm.base: unknown key: Frozen and Lora have it, and this is Full; choose another, or leave it out",
+        ),
+        (
+            ["recipe=fft", "recipe.llm.base=bf16"],
+            "recipe.llm.base: unknown key: Frozen and Lora have it, and this is Full; choose another, or leave it out",
+        ),
+        (
+            ["recipe=lora_llm_nf4", "recipe/policy@recipe.llm=frozen"],
+            "recipe.llm.base: Input should be 'bf16' (found 'nf4')",
+        ),
+        (
+            ["recipe=lora_llm", "recipe.llm.rank=0"],
+            "recipe.llm.rank: Input should be greater than or equal to 1 (found 0)",
+        ),
+        (["recipe=lora_vt_llm_nf4", "recipe.vision_tower.base=int8"], TWO_BASES),
+    ],
+)
+def test_a_contradiction_is_named_by_its_path_with_a_way_out(
+    capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(AssertionError, match="exit code 2"):
+        compose(*words)
+    assert capsys.readouterr().err.splitlines() == [f"error: {message}"]
+
+
+def test_each_component_has_a_base_of_its_own() -> None:
+    recipe = compose("recipe=lora_vt_llm_nf4", "recipe.vision_tower.base=bf16").recipe
+    assert (recipe.bases, recipe.quantised) == ({"vision_tower": "bf16", "llm": "nf4"}, {"llm": "nf4"})
+
+
 def test_adapters_are_the_components_with_lora() -> None:
     assert set(compose("recipe=lora_vt_llm").recipe.adapters) == {"vision_tower", "llm"}
     assert compose("recipe=fft").recipe.adapters == {}

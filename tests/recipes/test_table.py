@@ -93,6 +93,14 @@ def test_a_base_in_four_bits() -> None:
     assert found.memory_bytes == unpacked + linear // 2 + linear // 64 + 4 * layers
 
 
+def test_a_base_in_bf16_in_a_run_in_fp32() -> None:
+    # Linear layers and the embedding, which is the head, take 2 bytes; norms and biases 4.
+    narrow = len(tiny_processor().tokenizer) * 64 + 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 192)
+    found = rows(compose("recipe=lora_llm", "recipe.llm.base=bf16"))["llm"]
+    assert (found.parameters, found.trainable, found.precision) == (llm(), LLM_ADAPTERS, "bf16")
+    assert found.memory_bytes == 2 * narrow + 4 * (llm() - narrow) + 16 * LLM_ADAPTERS
+
+
 def test_rates_of_their_own_show_as_a_range() -> None:
     config = compose("recipe=fft", "recipe.rates=[{match: norm, lr: 1e-5}]", "recipe.llm.layer_decay=0.5")
     found = rows(config)

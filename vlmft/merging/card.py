@@ -98,7 +98,8 @@ def _data(datasets: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def _recipe(saved: "Saved", result: Mapping[str, Any]) -> list[str]:
     policies = saved.recipe.policies(saved.family.component_paths)
-    rows = [[component, describe_policy(policy)] for component, policy in policies.items()]
+    bases = {component: f", on a base in {base}" for component, base in saved.recipe.bases.items()}
+    rows = [[name, describe_policy(policy) + bases.get(name, "")] for name, policy in policies.items()]
     steps = [f"{result['steps']} optimiser steps, computed in {saved.precision}."] if "steps" in result else []
     return [*_table(["component", "trained"], rows), *([""] if steps else []), *steps]
 

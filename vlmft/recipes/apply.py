@@ -26,7 +26,7 @@ def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dt
     """Make `model` train what `recipe` says, and nothing else. Returns it, wrapped where the recipe has adapters.
 
     Trained weights become float32, so that small updates are not rounded away; frozen ones become `dtype`, or stay
-    as they are where it is None.
+    as they are where it is None. Where a component's base is bf16, its linear layers and embeddings become that.
 
     Raises:
         ConfigError: a policy finds nothing to train, or what trains in full cannot stand beside adapters.
@@ -34,13 +34,14 @@ def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dt
     selections = select(model, recipe, family)
     full = frozenset[str]().union(*(selection.full for selection in selections.values()))
     model.requires_grad_(False)
+    narrow = keep_narrow_bases(model, recipe, family, dtype)
     if recipe.adapters:
         model = _wrap(model, recipe, selections, full)
     else:
         for name, parameter in model.named_parameters():
             if name in full:  # of the others, quantised ones have no gradient to switch
                 parameter.requires_grad_(True)
-    cast(model, dtype)
+    _cast(model, dtype, narrow)
     return model
 
 
@@ -113,7 +114,24 @@ def _wrap(model: Any, recipe: Recipe, selections: dict[str, Selection], full: fr
         alpha_pattern=_pattern(recipe, selections, first.alpha, lambda policy: policy.alpha),
         modules_to_save=covering_modules(model, full) or None,
     )
-    return get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
+    wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
+    if first.dora:
+        _measure_magnitudes(wrapped)
+    return wrapped
+
+
+def _measure_magnitudes(model: Any) -> None:
+    """Take DoRA's magnitudes in float32: PEFT rounds them to the base's dtype, and the start would not be the base."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+            layer.lora_magnitude_vector[ADAPTER].update_layer(
+                base_layer=layer.get_base_layer(),
+                lora_A=layer.lora_A[ADAPTER].weight.float(),
+                lora_B=layer.lora_B[ADAPTER].weight.float(),
+                scaling=layer.scaling[ADAPTER],
+            )
 
 
 def _pattern(
@@ -170,12 +188,27 @@ def _refuse_tied(model: Any, modules: Iterable[str]) -> None:
             )
 
 
-def cast(model: Any, dtype: "torch.dtype | None") -> None:
-    """Trained weights become float32, frozen ones `dtype`; None leaves these as they are."""
+def keep_narrow_bases(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dtype | None") -> set[int]:
+    """Make the bases bf16 that the recipe wants so, in an unwrapped model; returns the ids of these weights.
+
+    Args:
+        dtype: what is computed in; None where nothing will be.
+    """
+    wanted = [name for name, base in recipe.bases.items() if base == "bf16"]
+    if not wanted:
+        return set()
+    from vlmft.recipes.narrow import keep_narrow
+
+    components = components_of(model, family)
+    return {id(weight) for name in wanted for weight in keep_narrow(components[name], dtype)}
+
+
+def _cast(model: Any, dtype: "torch.dtype | None", narrow: set[int]) -> None:
+    """Trained weights become float32, frozen ones `dtype`; None, or an id in `narrow`, leaves these as they are."""
     import torch
 
     for parameter in model.parameters():
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and id(parameter) not in narrow:
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype or parameter.dtype)
 
 

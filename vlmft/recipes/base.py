@@ -1,6 +1,7 @@
 """The base model under a recipe: loaded as it is, or with some components quantised."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
@@ -24,13 +25,11 @@ def load_base(family: ModelSpec, recipe: Recipe, dtype: "torch.dtype", device: "
     Raises:
         ConfigError: bitsandbytes is missing, or the checkpoint cannot be read.
     """
-    bases = {name: policy.base for name, policy in recipe.adapters.items() if policy.base is not None}
-    if not bases:
-        return family.load_model(device)
-    return family.load_model(device, _quantization(family, bases, dtype))
+    bases = recipe.quantised
+    return family.load_model(device, _quantization(family, bases, dtype) if bases else None)
 
 
-def _quantization(family: ModelSpec, bases: dict[str, Any], dtype: "torch.dtype") -> Any:
+def _quantization(family: ModelSpec, bases: Mapping[str, str], dtype: "torch.dtype") -> Any:
     """transformers' settings that quantise the linear layers of the components in `bases`, their head aside."""
     try:
         import bitsandbytes  # noqa: F401

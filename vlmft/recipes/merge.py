@@ -1,7 +1,8 @@
 """What was trained, merged into its base: a plain transformers model in the base's own dtype.
 
-What did not train stays the base's own, bit for bit. An adapter is added to its weight in float32, and the sum is
-rounded once; what trained in full is rounded once. PEFT alone would round the adapter first, and then the sum.
+What did not train stays the base's own, bit for bit; a base that was kept in fewer bits stays as it was kept. An
+adapter is added to its weight in float32, and the sum is rounded once; what trained in full is rounded once. PEFT alone
+would round the adapter first, and then the sum.
 """
 
 import warnings
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
-from vlmft.recipes.apply import ADAPTER, apply_recipe, select
+from vlmft.recipes.apply import ADAPTER, apply_recipe, keep_narrow_bases, select
 from vlmft.recipes.base import load_base
 from vlmft.recipes.dtypes import torch_dtype
 from vlmft.recipes.saved import Saved
@@ -44,6 +45,7 @@ def load_merged(saved: Saved, device: "torch.device") -> tuple[Any, Rounded | No
         saved.fill(model)
         model = _merge_adapters(model.requires_grad_(False), dtypes, rounded)
     else:
+        keep_narrow_bases(model, saved.recipe, saved.family, dtype=None)
         full = frozenset[str]().union(*(found.full for found in select(model, saved.recipe, saved.family).values()))
         live = {name: parameter for name, parameter in model.named_parameters() if name in full}
         for name, tensor in saved.trained(live):

@@ -14,9 +14,13 @@ from vlmft.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
-Base = Literal["nf4", "int8"]
-"""What a quantised base is kept in: 4-bit NormalFloat with double quantisation (arXiv:2305.14314), or LLM.int8()
-(arXiv:2208.07339)."""
+Base = Literal["nf4", "int8", "bf16"]
+"""What a base is kept in: 4-bit NormalFloat with double quantisation (arXiv:2305.14314), LLM.int8() (arXiv:2208.07339),
+or bf16 whatever the run computes in.
+
+fp32 is none: it is the run's precision, or under autocast rounded to that for each product. Nor is fp16, which cannot
+hold what bf16 checkpoints hold.
+"""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,10 @@ class Frozen(Policy):
 
     lr_factor: float | None = Field(
         description="of no effect; it lets a recipe that sets the rate of a component be typed with frozen",
+    )
+    base: Literal["bf16"] | None = Field(
+        description="bf16: this component's linear layers and embeddings are kept so, whatever the run's precision; "
+        "null: in that (nf4 and int8 need adapters)"
     )
 
     def select(self, component: Component) -> Selection:
@@ -155,7 +163,8 @@ class Lora(Trains):
     exclude: tuple[str, ...] = Field(description="layers left out: by a part of their path, or a pattern over it")
     last_modules: int | None = Field(ge=1, description="of what is chosen, only the last so many layers")
     base: Base | None = Field(
-        description="nf4 or int8: this component's linear layers are kept so, below the adapters; null: unquantised"
+        description="nf4 or int8: this component's linear layers are kept so, below the adapters; bf16: these and its "
+        "embeddings are, whatever the run's precision; null: in that"
     )
 
     def select(self, component: Component) -> Selection:

@@ -1,14 +1,14 @@
 """A recipe: one policy for each component."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Self
 
 from pydantic import Field, model_validator
 
 from vlmft.config.spec import Spec
 from vlmft.errors import ConfigError
-from vlmft.recipes.policies import Lora, Policy, own_rate
+from vlmft.recipes.policies import Base, Frozen, Lora, Policy, own_rate
 
 
 class Rate(Spec):
@@ -49,11 +49,7 @@ class Recipe(Spec):
         Raises:
             ConfigError: the family has a component without a policy, or the recipe one that the family lacks.
         """
-        known: Mapping[str, Policy] = {
-            "vision_tower": self.vision_tower,
-            "projector": self.projector,
-            "llm": self.llm,
-        } | self.extras
+        known = self._named
         components = tuple(components)
         problems = [
             f"recipe.extras.{name}: needed: this model has a component {name}"
@@ -71,8 +67,22 @@ class Recipe(Spec):
     @property
     def adapters(self) -> dict[str, Lora]:
         """The components that get adapters."""
-        named = {"vision_tower": self.vision_tower, "projector": self.projector, "llm": self.llm} | self.extras
-        return {name: policy for name, policy in named.items() if isinstance(policy, Lora)}
+        return {name: policy for name, policy in self._named.items() if isinstance(policy, Lora)}
+
+    @property
+    def bases(self) -> dict[str, Base]:
+        """What a component's base is kept in, where that is said; the others' is in the run's precision."""
+        kept = {name: p.base for name, p in self._named.items() if isinstance(p, Frozen | Lora)}
+        return {name: base for name, base in kept.items() if base is not None}
+
+    @property
+    def quantised(self) -> dict[str, Base]:
+        """The bases that bitsandbytes keeps."""
+        return {name: base for name, base in self.bases.items() if base != "bf16"}
+
+    @property
+    def _named(self) -> dict[str, Policy]:
+        return {"vision_tower": self.vision_tower, "projector": self.projector, "llm": self.llm} | self.extras
 
     @model_validator(mode="after")
     def _adapters_agree(self) -> Self:
@@ -81,7 +91,9 @@ class Recipe(Spec):
             values = {name: getattr(policy, field) for name, policy in self.adapters.items()}
             if len(set(values.values())) > 1:
                 raise ValueError(f"{field} must be the same in every component with adapters; found {values}")
-        bases = {name: policy.base for name, policy in self.adapters.items() if policy.base}
-        if len(set(bases.values())) > 1:
-            raise ValueError(f"base must be the same in every component that has one; found {bases}")
+        if len(set(self.quantised.values())) > 1:
+            raise ValueError(
+                f"base: nf4 and int8 cannot stand in one model, since its loader quantises in one way alone; found "
+                f"{self.quantised}: take one of them for both, or null or bf16 for one"
+            )
         return self

@@ -1,0 +1,159 @@
+"""`base: bf16`: a component's frozen weights in bf16, in a run that computes in more."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.recipes.expected import EVERYTHING, LLM_LINEAR, TOWER_LINEAR, original_name
+from tests.recipes.test_merge import apart, assert_merges, bound, merged, on_base
+from tests.recipes.training import Trained, backward, batches, save_trained, train
+from tests.support import CPU, compose, literally, logits, tiny, with_recipe
+from vlmft.errors import ConfigError
+from vlmft.recipes.apply import apply_recipe
+from vlmft.recipes.saved import load
+from vlmft.train import TrainConfig
+
+LLM_NARROW = {"model.language_model.embed_tokens.weight", *(f"{layer}.weight" for layer in LLM_LINEAR)}
+WORDS = ("null", "bf16")
+TOWER_NARROW = {f"{layer}.weight" for layer in TOWER_LINEAR}
+
+
+def llm(*words: str) -> TrainConfig:
+    return compose("recipe=lora_llm", "recipe.llm.base=bf16", *words)
+
+
+CONFIGS = {
+    "adapters and biases": lambda: llm("recipe.llm.bias=true"),
+    "dora": lambda: llm("recipe.llm.dora=true"),
+    "an adapted head": lambda: llm("recipe.llm.targets=[lm_head,q_proj]"),
+    "tower and LLM": lambda: compose("recipe=lora_vt_llm", "recipe.vision_tower.base=bf16", "recipe.llm.base=bf16"),
+    "a frozen tower beside an LLM in 4 bits": lambda: compose("recipe=lora_llm_nf4", "recipe.vision_tower.base=bf16"),
+    "a frozen LLM, without adapters": lambda: compose("recipe=fft_vt", "recipe.llm.base=bf16"),
+    "in fp16": lambda: llm("precision=fp16"),
+}
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def trained(request: pytest.FixtureRequest) -> Trained:
+    return train(CONFIGS[request.param]())
+
+
+def rounded_base(names: set[str]) -> Any:
+    """The tiny model, its weights of these names rounded to bf16 and widened again: an ordinary model in float32."""
+    model = tiny().load_model(CPU)
+    for name, parameter in model.named_parameters():
+        if name in names:
+            parameter.data = parameter.data.bfloat16().float()
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("config", "narrow"),
+    [(CONFIGS["tower and LLM"], LLM_NARROW | TOWER_NARROW), (CONFIGS["a frozen LLM, without adapters"], LLM_NARROW)],
+)
+def test_linear_layers_and_embeddings_are_kept_in_bf16_and_nothing_else(config: Any, narrow: set[str]) -> None:
+    kept = {}
+    for name, parameter in with_recipe(config()).named_parameters():
+        if (original := original_name(name)) is not None:
+            kept[original] = parameter.dtype
+    assert kept == {name: torch.bfloat16 if name in narrow else torch.float32 for name in EVERYTHING}
+
+
+def test_it_computes_what_a_model_with_rounded_weights_does_to_the_bit() -> None:
+    model, expected = with_recipe(llm()), rounded_base(LLM_NARROW)
+    for batch in batches():
+        assert torch.equal(logits(model, batch), logits(expected, batch))
+        assert not torch.equal(logits(model, batch), logits(tiny().load_model(CPU), batch))
+
+
+def test_its_gradients_are_those_of_that_model() -> None:
+    config = compose("recipe=lora_llm", "recipe.llm.bias=true")
+    plain = apply_recipe(rounded_base(LLM_NARROW), config.recipe, config.model, torch.float32)
+    narrow = with_recipe(llm("recipe.llm.bias=true"))
+    for model in (plain, narrow):
+        torch.manual_seed(0)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.train()
+        for batch in batches():
+            backward(model, batch)
+    expected = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.requires_grad}
+    found = {name: parameter.grad for name, parameter in narrow.named_parameters() if parameter.requires_grad}
+    assert found.keys() == expected.keys() and any(name.endswith("base_layer.bias") for name in found)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def test_a_checkpoint_in_bf16_loses_nothing() -> None:
+    for batch in batches():
+        plain, narrow = (with_recipe(on_base(c, "bf16")) for c in (compose("recipe=lora_llm"), llm()))
+        assert torch.equal(logits(plain, batch), logits(narrow, batch))
+
+
+def test_no_wide_copy_is_kept_for_the_backward_pass() -> None:
+    shapes = {tuple(tiny().load_model(CPU).get_parameter(name).shape) for name in LLM_NARROW}
+    saved: list[torch.Tensor] = []
+    model = with_recipe(llm("recipe.llm.rank=7")).train()  # no adapter has a base weight's shape
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda t: t):
+        backward(model, batches()[0])
+    of_weights = [t for t in saved if tuple(t.shape) in shapes or tuple(t.shape[::-1]) in shapes]
+    assert len(of_weights) >= len(LLM_LINEAR)
+    assert {tensor.dtype for tensor in of_weights} == {torch.bfloat16}
+
+
+def test_in_a_run_in_bf16_it_is_what_the_base_is_anyway() -> None:
+    plain, narrow = (with_recipe(compose("recipe=lora_llm", "precision=bf16", f"recipe.llm.base={b}")) for b in WORDS)
+    assert [type(module) for module in plain.modules()] == [type(module) for module in narrow.modules()]
+    for batch in batches():
+        assert torch.equal(logits(plain, batch), logits(narrow, batch))
+
+
+def test_what_trains_moves_and_nothing_else(trained: Trained) -> None:
+    assert trained.moved() == trained.trainable != set()
+
+
+def test_a_loaded_model_answers_bit_for_bit_like_the_one_that_trained(trained: Trained, tmp_path: Path) -> None:
+    loaded, _ = load(save_trained(trained, tmp_path))
+    for batch in batches():
+        assert torch.equal(logits(loaded, batch), logits(trained.model, batch))
+
+
+def test_merging_keeps_what_the_model_computed_with(trained: Trained, tmp_path: Path) -> None:
+    """In the checkpoint's float32, where a frozen weight is then the rounded one."""
+    found = merged(trained, tmp_path)
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    assert not [module for module in found.modules() if type(module).__module__ == "vlmft.recipes.narrow"]
+    dtype = torch.float16 if trained.config.precision == "fp16" else torch.float32
+    assert apart(found, trained.model) <= bound(found, dtype)
+    if trained.config.recipe.bases["llm"] == "bf16":
+        name = "model.language_model.embed_tokens.weight"
+        assert torch.equal(found.get_parameter(name), rounded_base({name}).get_parameter(name))
+
+
+def test_a_base_in_bf16_merges_in_its_own_dtype(tmp_path: Path) -> None:
+    assert_merges(train(on_base(llm(), "bf16")), tmp_path)
+
+
+def test_without_its_adapter_the_trained_model_is_the_rounded_base() -> None:
+    model = train(llm()).model
+    with model.disable_adapter():
+        for batch in batches():
+            assert torch.equal(logits(model, batch), logits(rounded_base(LLM_NARROW), batch))
+
+
+def test_magnitudes_start_from_the_rounded_weights() -> None:
+    model = with_recipe(CONFIGS["dora"]())
+    for batch in batches():
+        torch.testing.assert_close(logits(model, batch), logits(rounded_base(LLM_NARROW), batch), rtol=1e-5, atol=1e-5)
+
+
+def test_a_component_without_such_layers_is_refused() -> None:
+    config = compose("recipe=lora_llm", "recipe.vision_tower.base=bf16")
+    model = config.model.load_model(CPU)
+    model.model.visual.blocks = torch.nn.ModuleList()
+    message = "recipe.vision_tower.base: bf16 finds no linear layer or embedding in this component; leave it out"
+    with pytest.raises(ConfigError, match=literally(message)):
+        apply_recipe(model, config.recipe, config.model, torch.float32)
