@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+# On a processor with AVX512-BF16, bitsandbytes repacks a 4-bit weight in place at the first answer in eval mode: with
+# coarser scales, and into a form whose product passes no gradient on. The base would change, and training stand still.
+_REPACKS = "support_avx512bf16_for_cpu"
+
+
 def load_base(family: ModelSpec, recipe: Recipe, dtype: "torch.dtype", device: "torch.device") -> Any:
     """Load the checkpoint on `device`; where the recipe says so, components' linear layers become nf4 or int8.
 
@@ -26,7 +31,11 @@ def load_base(family: ModelSpec, recipe: Recipe, dtype: "torch.dtype", device: "
         ConfigError: bitsandbytes is missing, or the checkpoint cannot be read.
     """
     bases = recipe.quantised
-    return family.load_model(device, _quantization(family, bases, dtype) if bases else None)
+    model = family.load_model(device, _quantization(family, bases, dtype) if bases else None)
+    for module in model.modules():
+        if hasattr(module, _REPACKS):
+            setattr(module, _REPACKS, False)
+    return model
 
 
 def _quantization(family: ModelSpec, bases: Mapping[str, str], dtype: "torch.dtype") -> Any:
