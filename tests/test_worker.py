@@ -189,6 +189,14 @@ class TestWholeRun:
         assert not (ran.folder.predictions / "base.jsonl").exists()
         assert "base" not in ran.result["eval"]
 
+    def test_says_what_share_of_the_stream_each_entry_was(self, run: Run) -> None:
+        weights = ("dataset=shapes+digits", "dataset.shapes.weight=3", "dataset.digits.weight=1")
+        ran = run(*SHAPES, *weights, "evaluation=none", "global_batch_size=8", "trainer.max_steps=4")
+        assert ran.code == 0, ran.err
+        assert "data     shapes (75.0%) + digits x 12 (25.0%); held out:" in ran.out
+        assert ran.result["samples"] == {"shapes": 24, "digits": 8}
+        assert [(line["share/shapes"], line["share/digits"]) for line in ran.lines] == [(0.75, 0.25)] * 4
+
     def test_tensorboard_gets_the_same_figures(self, run: Run) -> None:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -80,14 +80,19 @@ def check_line(report: "CheckReport") -> str:
     return "\n".join([*lines, *(f"         {problem}" for problem in report.problems)])
 
 
-def headline(config: "TrainConfig", folder: RunFolder, plan: object, held_out: int, judged: int) -> str:
+def headline(
+    config: "TrainConfig", folder: RunFolder, plan: object, shares: Sequence[float], held_out: int, judged: int
+) -> str:
     """The run in four lines; derived numbers are shown as arithmetic.
 
     Args:
+        shares: each entry's part of the training stream.
         held_out: samples kept out of training.
         judged: how many of them the model is to answer.
     """
-    entries = (f"{name} x {spec.visits:g}" if spec.visits != 1 else name for name, spec in config.dataset.items())
+    entries = [f"{name} x {spec.visits:g}" if spec.visits != 1 else name for name, spec in config.dataset.items()]
+    if len(entries) > 1:
+        entries = [f"{entry} ({share:.1%})" for entry, share in zip(entries, shares, strict=True)]
     rest = "nothing (holdout=0.05 or eval_dataset= would tell whether it got better)"
     if held_out:
         rest = str(held_out) if judged == held_out else f"{held_out}, {judged} of them judged"

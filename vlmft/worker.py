@@ -103,7 +103,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     assembly.check_encoding(config, data, encoder)
     evaluator = assembly.evaluator(config, data, encoder, collator, stop)
     judged = len(evaluator.samples) if evaluator else 0
-    console.print(summary.headline(config, folder, plan, data.num_held_out, judged))
+    console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
     assembly.seed_everything(config.seed)
@@ -131,6 +131,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
         trainer.train()
         stop.deferred = False
         result: dict[str, Any] = {"steps": plan.num_steps, "train": trainer.last_figures}
+        result["samples"] = data.mixture.visits(plan.num_steps * plan.global_batch_size)
         result |= assembly.end_with_best(checkpoints, console)
         if rank() == 0:
             provenance = assembly.provenance(folder, data)

@@ -13,6 +13,7 @@ from tests.support import CPU, compose, encoding, literally, noise, save_noise, 
 from vlmft.config.media import PixelBudget, VideoRule
 from vlmft.errors import ConfigError, DataError
 from vlmft.models import Qwen25VL
+from vlmft.models.spec import MediumText
 from vlmft.types import Clip, Image, Message, Sample
 
 # Height, width. The tiny processor takes 28 * 28 to 64 * 28 * 28 pixels.
@@ -74,7 +75,7 @@ def test_other_means_and_rescaling_are_the_checkpoint_s() -> None:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_tokens_predicted_from_the_size_are_the_real_ones(size: tuple[int, int]) -> None:
     processor, picture = tiny_processor(), noise(*size)
-    predicted = len(tiny().image_ids(processor, size, PixelBudget()))
+    predicted = tiny().image_text(processor, size, PixelBudget()).num_features
     media = tiny().encode_image(processor, picture, PixelBudget())
     assert predicted == len(media["patches"]) // 4 == media["grid"].prod() // 4
     official = processor(text=["<|image_pad|>"], images=[picture], return_tensors="pt")
@@ -104,7 +105,7 @@ def test_the_pixel_budget_is_respected(
 ) -> None:
     family = budget(min_pixels, max_pixels)
     processor = family.load_processor()
-    assert family.image_ids(processor, size, family.image) == [processor.image_token_id] * tokens
+    assert family.image_text(processor, size, family.image) == MediumText("<|image_pad|>", (tokens,))
     picture = noise(*size)
     found = inputs(family, processor, [picture])
     assert len(found["pixel_values"]) == 4 * tokens
@@ -173,7 +174,7 @@ def test_a_fixed_size_is_rounded_to_whole_blocks(size: tuple[int, int], seen: tu
         assert family.seen_size(processor, "image", original, family.image) == seen
         media = family.encode_image(processor, noise(*original), family.image)
         assert media["grid"].tolist() == [1, seen[0] // 14, seen[1] // 14]
-        assert len(family.image_ids(processor, original, family.image)) == seen[0] * seen[1] // 784
+        assert family.image_text(processor, original, family.image).num_features == seen[0] * seen[1] // 784
 
 
 def test_a_fixed_size_outside_of_the_limits_is_refused() -> None:
@@ -193,6 +194,12 @@ def clip(num_frames: int, height: int, width: int, fps: float = 2.0) -> Clip:
     return Clip(height, width, [number / fps for number in range(num_frames)])
 
 
+def video_ids(processor: Any, seen: Clip) -> torch.Tensor:
+    written = tiny().video_text(processor, seen, VideoRule())
+    assert written.text == "<|video_pad|>"
+    return torch.full((1, written.num_features), processor.video_token_id)
+
+
 @pytest.mark.parametrize(
     ("num_frames", "size"), [(2, (56, 56)), (4, (60, 90)), (5, (56, 112)), (1, (30, 44)), (6, (901, 700))]
 )
@@ -202,7 +209,7 @@ def test_a_video_is_the_official_processor_s_bit_for_bit(num_frames: int, size: 
     rule = VideoRule()
     media = tiny().encode_video(processor, pixels, seen, rule)
     assert media["video_patches"].dtype == torch.uint8
-    ids = torch.tensor([tiny().video_ids(processor, seen, rule)])
+    ids = video_ids(processor, seen)
     found = tiny().model_inputs(processor, tiny().collate(processor, ids, [media]))
     official = processor(
         text=["<|video_pad|>"],
@@ -233,7 +240,7 @@ def test_time_reaches_the_model_s_positions() -> None:
     spread = []
     for fps in (1.0, 0.5):
         media = tiny().encode_video(processor, frames(4, 56, 56), clip(4, 56, 56, fps), VideoRule())
-        ids = torch.tensor([tiny().video_ids(processor, clip(4, 56, 56, fps), VideoRule())])
+        ids = video_ids(processor, clip(4, 56, 56, fps))
         inputs = tiny().model_inputs(processor, tiny().collate(processor, ids, [media]))
         positions, _ = model.model.get_rope_index(
             ids, inputs["mm_token_type_ids"], None, inputs["video_grid_thw"], inputs["second_per_grid_ts"]

@@ -1,11 +1,14 @@
 """Sample -> Encoded: token ids, label mask, pixels. Picklable, without weights: loader workers hold one each."""
 
+import re
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmft.data.problems import naming_sample
-from vlmft.encoding.chat import ChatFormat
+from vlmft.encoding.answers import Span
+from vlmft.encoding.chat import ChatFormat, Rendered
 from vlmft.encoding.media import MediaPlanner, PlannedMedium
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
@@ -64,7 +67,7 @@ class Counted:
     @property
     def num_vision_tokens(self) -> int:
         """Tokens of pictures and videos."""
-        return sum(len(item.ids) for item in self.media)
+        return sum(item.written.num_features for item in self.media)
 
     @property
     def num_supervised(self) -> int:
@@ -95,7 +98,9 @@ class Encoder:
         self.time_limit = time_limit
         self.chat = ChatFormat(processor, processor.tokenizer)
         self.planner = MediaPlanner(family, processor)
-        self._placeholders = {family.image_token_id(processor), family.video_token_id(processor)} - {None}
+        written = sorted(family.placeholders(processor).values(), key=len, reverse=True)
+        self._placeholder = re.compile("|".join(map(re.escape, written)))
+        self._features = family.feature_tokens(processor)
 
     def encode(self, sample: Sample, key: int | None = None) -> Encoded:
         """Encode a whole conversation with its label mask.
@@ -122,8 +127,10 @@ class Encoder:
                     f"it ends with the user's turn and {_NO_ANSWER[type(sample.target)]}; nothing to imitate"
                 )
             sample, media = self.planner.plan(sample, key)
-            tokens = self.chat.tokenize(self.chat.render(sample))
-            return self._expanded(sample, media, tokens.ids, tokens.supervised)
+            rendered = self.chat.render(sample)
+            text, spans = self._with_media(rendered.text, media, rendered.spans)
+            tokens = self.chat.tokenize(Rendered(rendered.id, text, spans))
+            return self._repeated(sample, media, tokens.ids, tokens.supervised)
 
     def encode_prompt(self, sample: Sample) -> Encoded:
         """Encode the conversation without its last turn if that is an answer, ending where the model is to answer.
@@ -133,9 +140,10 @@ class Encoder:
         """
         with naming_sample(sample.id, sample.place):
             sample, media = self.planner.plan(sample, None)
-            ids = self.chat.tokenize_prompt(self.chat.prompt(sample))
             # An answer holds no medium (`ChatFormat` refuses it), so every medium stands in the prompt.
-            return self._decoded(self._expanded(sample, media, ids, [False] * len(ids)))
+            text, _ = self._with_media(self.chat.prompt(sample), media)
+            ids = self.chat.tokenize_prompt(text)
+            return self._decoded(self._repeated(sample, media, ids, [False] * len(ids)))
 
     def _decoded(self, counted: Counted) -> Encoded:
         import torch
@@ -148,15 +156,46 @@ class Encoder:
             num_vision_tokens=counted.num_vision_tokens,
         )
 
-    def _expanded(self, sample: Sample, media: list[PlannedMedium], ids: list[int], supervised: list[bool]) -> Counted:
-        """Put each medium's tokens in its placeholder's stead."""
-        placeholders = sum(token in self._placeholders for token in ids)
-        if placeholders != len(media):
+    def _with_media(
+        self, text: str, media: Sequence[PlannedMedium], spans: Sequence[Span] = ()
+    ) -> tuple[str, tuple[Span, ...]]:
+        """Put what each medium becomes in its placeholder's stead; the answers' `spans` move along.
+
+        No other text can hold a placeholder: `ChatFormat` refuses it.
+        """
+        found = list(self._placeholder.finditer(text))
+        if len(found) != len(media):
             raise DataError(
-                f"the chat template wrote {placeholders} placeholders for {len(media)} pictures and videos; the "
+                f"the chat template wrote {len(found)} placeholders for {len(media)} pictures and videos; the "
                 "checkpoint's template cannot render this sample"
             )
-        counted = Counted(sample, *_with_media(ids, supervised, media, self._placeholders), media)
+        pieces: list[str] = []
+        ends, shifts = [0], [0]
+        for place, item in zip(found, media, strict=True):
+            pieces += [text[ends[-1] : place.start()], item.written.text]
+            ends.append(place.end())
+            shifts.append(shifts[-1] + len(item.written.text) - len(place[0]))
+        pieces.append(text[ends[-1] :])
+        moved = ((start, end, shifts[bisect_right(ends, start) - 1]) for start, end in spans)
+        return "".join(pieces), tuple((start + shift, end + shift) for start, end, shift in moved)
+
+    def _repeated(self, sample: Sample, media: list[PlannedMedium], ids: list[int], supervised: list[bool]) -> Counted:
+        """Repeat each feature token as often as its medium has features."""
+        runs = [run for item in media for run in item.written.runs]
+        places = [place for place, token in enumerate(ids) if token in self._features]
+        if len(places) != len(runs):
+            raise DataError(
+                f"its text came to {len(places)} runs of vision tokens where its media have {len(runs)}; the tokenizer "
+                "does not fit the processor"
+            )
+        expanded: list[int] = []
+        mask: list[bool] = []
+        before = 0
+        for place, run in zip(places, runs, strict=True):
+            expanded += ids[before:place] + [ids[place]] * run
+            mask += supervised[before:place] + [supervised[place]] * run
+            before = place + 1
+        counted = Counted(sample, expanded + ids[before:], mask + supervised[before:], media)
         if self.max_tokens is not None and counted.num_tokens > self.max_tokens:
             raise DataError(
                 f"{counted.num_tokens} tokens, {counted.num_vision_tokens} of them vision tokens, exceed "
@@ -164,16 +203,3 @@ class Encoder:
                 "model.video.max_pixels or model.video.fps (nothing is cut)"
             )
         return counted
-
-
-def _with_media(
-    ids: Sequence[int], supervised: Sequence[bool], media: Sequence[PlannedMedium], placeholders: set[int | None]
-) -> tuple[list[int], list[bool]]:
-    expanded: list[int] = []
-    mask: list[bool] = []
-    remaining = iter(media)
-    for token, is_supervised in zip(ids, supervised, strict=True):
-        tokens = next(remaining).ids if token in placeholders else [token]
-        expanded += tokens
-        mask += [is_supervised] * len(tokens)
-    return expanded, mask

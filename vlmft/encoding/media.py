@@ -17,7 +17,7 @@ from vlmft.data.media.image import image_size, open_image
 from vlmft.data.media.video import choose_frames, probe_video, read_frames
 from vlmft.errors import DataError
 from vlmft.models.spec import Media as EncodedMedia
-from vlmft.models.spec import ModelSpec
+from vlmft.models.spec import MediumText, ModelSpec
 from vlmft.types import Clip, Image, Media, Sample, Video
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ class PlannedMedium:
     rules: MediaRules
     view: View
     """The part of the original that is seen."""
-    ids: list[int]
-    """The tokens that its placeholder becomes."""
+    written: MediumText
+    """What its placeholder becomes."""
     clip: Clip | None = None
     """Of a video: the chosen frames, at the view's size."""
     frames: "np.ndarray[Any, np.dtype[np.int64]] | None" = None
@@ -104,9 +104,9 @@ class MediaPlanner:
     def _medium(self, medium: Media, rules: MediaRules, key: int, keep: Sequence[Any]) -> PlannedMedium:
         if isinstance(medium, Image):
             view = draw_view(rules.augment, *image_size(medium), key, keep)
-            ids = self.family.image_ids(self.processor, (view.crop_height, view.crop_width), rules.image)
-            return PlannedMedium(medium, rules, view, ids, key=key)
-        if self.family.video_token_id(self.processor) is None:
+            written = self.family.image_text(self.processor, (view.crop_height, view.crop_width), rules.image)
+            return PlannedMedium(medium, rules, view, written, key=key)
+        if "video" not in self.family.placeholders(self.processor):
             raise DataError(
                 f"{medium.path} is a video, and {type(self.family).__name__} takes none; leave its samples out, or "
                 "take a family that does"
@@ -115,8 +115,8 @@ class MediaPlanner:
         frames = choose_frames(info, rules.video)
         view = draw_view(rules.augment, info.height, info.width, key, keep)
         clip = Clip(view.crop_height, view.crop_width, info.timestamps[frames].tolist())
-        ids = self.family.video_ids(self.processor, clip, rules.video)
-        return PlannedMedium(medium, rules, view, ids, clip, frames, key)
+        written = self.family.video_text(self.processor, clip, rules.video)
+        return PlannedMedium(medium, rules, view, written, clip, frames, key)
 
     def _seen_size(self, planned: PlannedMedium) -> tuple[int, int]:
         size = planned.view.crop_height, planned.view.crop_width
@@ -125,7 +125,7 @@ class MediaPlanner:
         return self.family.seen_size(self.processor, "video", size, planned.rules.video)
 
     def _refuse_excess(self, planned: Sequence[PlannedMedium], rules: MediaRules) -> None:
-        total = sum(len(item.ids) for item in planned)
+        total = sum(item.written.num_features for item in planned)
         if rules.max_vision_tokens is not None and total > rules.max_vision_tokens:
             raise DataError(
                 f"{total} vision tokens exceed max_vision_tokens={rules.max_vision_tokens}; raise it, or lower "

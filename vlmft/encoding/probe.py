@@ -19,7 +19,7 @@ def probe_batch(encoder: Encoder, collator: Collator) -> Batch:
         for path, pixels in zip(paths, noise, strict=True):
             PIL.Image.fromarray(pixels).save(path)
         media: tuple[Media, ...] = (Image(paths[0]),)
-        if encoder.family.video_token_id(encoder.processor) is not None:
+        if "video" in encoder.family.placeholders(encoder.processor):
             media += (Video(Path(folder), tuple(paths[1:]), fps=2.0),)
         question = Message("user", (*media, "What is seen here?"))
         sample = Sample(id="probe", messages=(question, Message("assistant", ("Noise.",))))

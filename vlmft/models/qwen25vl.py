@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmft.cache import cache_dir, make_once
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError, DataError
-from vlmft.models.spec import Media, MediaKind, ModelSpec
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
@@ -54,13 +54,13 @@ class Qwen25VL(ModelSpec):
         videos.min_frames = rule.min_frames or videos.min_frames
         videos.max_frames = rule.max_frames or videos.max_frames
 
-    def image_token_id(self, processor: Any) -> int:
+    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
         """See `ModelSpec`."""
-        return int(processor.image_token_id)
+        return {"image": processor.image_token, "video": processor.video_token}
 
-    def video_token_id(self, processor: Any) -> int:
+    def feature_tokens(self, processor: Any) -> frozenset[int]:
         """See `ModelSpec`."""
-        return int(processor.video_token_id)
+        return frozenset((processor.image_token_id, processor.video_token_id))
 
     def seen_size(self, processor: Any, kind: MediaKind, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
         """See `ModelSpec`: whole blocks of M x M patches."""
@@ -85,17 +85,16 @@ class Qwen25VL(ModelSpec):
             raise DataError(f"a {noun} of {size[1]} x {size[0]} pixels cannot be resized: {error}; crop it") from None
         return height, width
 
-    def image_ids(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> list[int]:
+    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> MediumText:
         """See `ModelSpec`: one token for each M x M block of patches."""
-        return [self.image_token_id(processor)] * _num_blocks(
-            processor.image_processor, self.seen_size(processor, "image", size, budget)
-        )
+        blocks = _num_blocks(processor.image_processor, self.seen_size(processor, "image", size, budget))
+        return MediumText(processor.image_token, (blocks,))
 
-    def video_ids(self, processor: Any, clip: Clip, budget: PixelBudget) -> list[int]:
+    def video_text(self, processor: Any, clip: Clip, budget: PixelBudget) -> MediumText:
         """See `ModelSpec`: one token for each M x M block of patches of each T frames."""
         videos = processor.video_processor
         blocks = _num_blocks(videos, self.seen_size(processor, "video", (clip.height, clip.width), budget))
-        return [self.video_token_id(processor)] * (-(-clip.num_frames // videos.temporal_patch_size) * blocks)
+        return MediumText(processor.video_token, (-(-clip.num_frames // videos.temporal_patch_size) * blocks,))
 
     def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
         """See `ModelSpec`. `patches` is uint8 [P, C, s*s] in the tower's order, `grid` [3] is t=1, h, w in patches."""

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -25,6 +26,22 @@ MediaKind = Literal["image", "video"]
 
 Media = dict[str, "Tensor"]
 """A picture or video as a family wants it: named tensors, pixels as uint8, so that little crosses process borders."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediumText:
+    """What a medium's placeholder becomes: text that is tokenised with what stands around it.
+
+    `text` holds one feature token for each run of them, and `runs` how often each is repeated.
+    """
+
+    text: str
+    runs: tuple[int, ...]
+
+    @property
+    def num_features(self) -> int:
+        """Features of the medium, which are as many vision tokens."""
+        return sum(self.runs)
 
 
 class LearningRates(Spec):
@@ -177,13 +194,13 @@ class ModelSpec(Spec, abstract=True):
         """
         raise NotImplementedError
 
-    def image_token_id(self, processor: Any) -> int:
-        """The token that stands once for each picture in rendered text."""
+    def placeholders(self, processor: Any) -> "dict[MediaKind, str]":
+        """What the chat template writes for a medium of each kind that the family takes."""
         raise NotImplementedError
 
-    def video_token_id(self, processor: Any) -> int | None:
-        """The token that stands once for each video in rendered text; None where the family takes no video."""
-        return None
+    def feature_tokens(self, processor: Any) -> frozenset[int]:
+        """The tokens of which each stands for one feature of a picture or video."""
+        raise NotImplementedError
 
     def seen_size(self, processor: Any, kind: MediaKind, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
         """The size at which the tower sees a picture, or each frame of a video, of `size`.
@@ -194,12 +211,12 @@ class ModelSpec(Spec, abstract=True):
         """
         raise NotImplementedError
 
-    def image_ids(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> list[int]:
-        """The tokens that a picture's placeholder becomes; nothing is decoded. Raises as `seen_size`."""
+    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> "MediumText":
+        """What stands in the text for a picture of `size`; nothing is decoded. Raises as `seen_size`."""
         raise NotImplementedError
 
-    def video_ids(self, processor: Any, clip: Clip, budget: PixelBudget) -> list[int]:
-        """The tokens that a video's placeholder becomes; nothing is decoded. Raises as `seen_size`."""
+    def video_text(self, processor: Any, clip: Clip, budget: PixelBudget) -> "MediumText":
+        """What stands in the text for a video; nothing is decoded. Raises as `seen_size`."""
         raise NotImplementedError
 
     def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:

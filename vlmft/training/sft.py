@@ -282,9 +282,12 @@ class SftTrainer(Trainer):
         """Add the meters since the last line, then hand on to transformers' trackers and to `on_log`."""
         if "loss" not in logs:  # transformers' own summary at the end, counted in its terms
             return
-        plan = self.parts.loader.dataset.plan
+        plan, mixture = self.parts.loader.dataset.plan, self.parts.loader.dataset.mixture
         logs = logs | self.meters.read() | {"bad_samples": len(self.bad_samples)}
-        logs["pass"] = self.state.global_step * plan.global_batch_size / plan.num_samples
+        samples = self.state.global_step * plan.global_batch_size
+        logs["pass"] = samples / plan.num_samples
+        if len(mixture.parts) > 1:
+            logs |= {f"share/{entry}": visits / samples for entry, visits in mixture.visits(samples).items()}
         self.last_figures = logs
         self.report(logs)
 
