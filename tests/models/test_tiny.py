@@ -14,7 +14,7 @@ from transformers import (
 
 from tests.support import CPU, tiny, tiny_processor
 from vlmft.models import TinyQwen25VL
-from vlmft.models.qwen25vl import build_tiny
+from vlmft.models.tiny.qwen25vl import build
 
 SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -33,9 +33,9 @@ def test_two_builds_are_equal_to_the_byte(tmp_path: Path) -> None:
     torch.manual_seed(1)
     drawn = torch.rand(1)
     torch.manual_seed(1)
-    build_tiny(tmp_path / "first")
+    build(tmp_path / "first")
     assert torch.equal(torch.rand(1), drawn), "the caller's random numbers must not be touched"
-    build_tiny(tmp_path / "second")
+    build(tmp_path / "second")
     assert hashes(tmp_path / "first") == hashes(tmp_path / "second")
     assert hashes(tmp_path / "first") == hashes(tiny().folder())
 
