@@ -171,7 +171,7 @@ def test_a_fixed_size_is_rounded_to_whole_blocks(size: tuple[int, int], seen: tu
     family = budget(height=size[0], width=size[1])
     processor = family.load_processor()
     for original in ((300, 40), (56, 56), (1000, 1000)):
-        assert family.seen_size(processor, "image", original, family.image) == seen
+        assert family.seen_image(processor, original, family.image) == seen
         media = family.encode_image(processor, noise(*original), family.image)
         assert media["grid"].tolist() == [1, seen[0] // 14, seen[1] // 14]
         assert family.image_text(processor, original, family.image).num_features == seen[0] * seen[1] // 784

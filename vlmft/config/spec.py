@@ -68,7 +68,8 @@ def _plain(value: Any) -> Any:
 def of_a_relative(cls: type[Spec], key: str) -> str:
     """What to say where `key` is none of `cls`'s but of others in its family (a Full policy given a rank), or ""."""
     family = next((base for base in reversed(cls.__mro__) if issubclass(base, Spec) and base.is_abstract), None)
-    owners = [other.__name__ for other in _members(family) if key in other.model_fields] if family else []
+    members = dict.fromkeys(_members(family)) if family else ()  # a class may have two bases in the family
+    owners = [other.__name__ for other in members if key in other.model_fields]
     if not owners:
         return ""
     have = "has" if len(owners) == 1 else "have"

@@ -119,10 +119,10 @@ class MediaPlanner:
         return PlannedMedium(medium, rules, view, written, clip, frames, key)
 
     def _seen_size(self, planned: PlannedMedium) -> tuple[int, int]:
+        if planned.clip is not None:
+            return self.family.seen_frame(self.processor, planned.clip, planned.rules.video)
         size = planned.view.crop_height, planned.view.crop_width
-        if planned.clip is None:
-            return self.family.seen_size(self.processor, "image", size, planned.rules.image)
-        return self.family.seen_size(self.processor, "video", size, planned.rules.video)
+        return self.family.seen_image(self.processor, size, planned.rules.image)
 
     def _refuse_excess(self, planned: Sequence[PlannedMedium], rules: MediaRules) -> None:
         total = sum(item.written.num_features for item in planned)

@@ -1,200 +1,42 @@
-"""Qwen2.5-VL: a window-attention vision tower, a 2x2 patch merger as projector, a Qwen2 LLM with 3-D positions.
-
-P = patches of a picture or video, M = merge size (2), T = temporal patch size (2), C = channels, s = patch size in
-pixels. A picture is one slice of T equal frames; a video's frames are taken T at a time, the last one repeated to fill.
-"""
+"""Qwen2.5-VL: a window-attention vision tower, a 2x2 patch merger as projector, a Qwen2 LLM; time reaches positions."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
-from vlmft.errors import ConfigError, DataError
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+from vlmft.models.qwen_vl import QwenVL
+from vlmft.models.spec import Media
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
     import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
-class Qwen25VL(ModelSpec):
+class Qwen25VL(QwenVL):
     """A checkpoint of transformers' `Qwen2_5_VLForConditionalGeneration`."""
 
-    component_paths: ClassVar = {
-        "vision_tower": ("model.visual",),
-        "projector": ("model.visual.merger",),
-        "llm": ("model.language_model", "lm_head"),
-    }
-    block_paths: ClassVar = {"vision_tower": "model.visual.blocks", "llm": "model.language_model.layers"}
-
     coordinate_style: ClassVar = "seen_pixels"
-
-    def set_budgets(self, processor: Any) -> None:
-        """See `ModelSpec`; Qwen's processors keep the two bounds, areas in pixels, under `size`.
-
-        A fixed size is kept as its area alone: the processors know no other form.
-        """
-        from transformers.image_utils import SizeDict
-
-        for kind, part, budget in (
-            ("image", processor.image_processor, self.image),
-            ("video", processor.video_processor, self.video),
-        ):
-            low, high = _bounds(part, kind, budget)
-            if budget.size is not None:
-                height, width = self.seen_size(processor, kind, budget.size, budget)
-                low = high = height * width
-            part.size = SizeDict(shortest_edge=low, longest_edge=high)
-        rule, videos = self.video, processor.video_processor
-        videos.do_sample_frames = True
-        videos.num_frames, videos.fps = rule.num_frames, rule.fps
-        videos.min_frames = rule.min_frames or videos.min_frames
-        videos.max_frames = rule.max_frames or videos.max_frames
-
-    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
-        """See `ModelSpec`."""
-        return {"image": processor.image_token, "video": processor.video_token}
-
-    def feature_tokens(self, processor: Any) -> frozenset[int]:
-        """See `ModelSpec`."""
-        return frozenset((processor.image_token_id, processor.video_token_id))
-
-    def seen_size(self, processor: Any, kind: MediaKind, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
-        """See `ModelSpec`: whole blocks of M x M patches."""
-        from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-
-        part = processor.image_processor if kind == "image" else processor.video_processor
-        block = part.patch_size * part.merge_size
-        low, high = _bounds(part, kind, budget)
-        if budget.size is not None:
-            height, width = (max(1, round(side / block)) * block for side in budget.size)
-            if not low <= height * width <= high:
-                raise ConfigError(
-                    f"model.{kind}: height={budget.height} width={budget.width} is {height} x {width} in whole blocks "
-                    f"of {block} pixels, an area of {height * width}, outside of min_pixels={low} and "
-                    f"max_pixels={high}; change the size, or the bounds"
-                )
-            return height, width
-        try:
-            height, width = smart_resize(*size, factor=block, min_pixels=low, max_pixels=high)
-        except ValueError as error:  # one side more than 200 times the other
-            noun = "picture" if kind == "image" else "video"
-            raise DataError(f"a {noun} of {size[1]} x {size[0]} pixels cannot be resized: {error}; crop it") from None
-        return height, width
-
-    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> MediumText:
-        """See `ModelSpec`: one token for each M x M block of patches."""
-        blocks = _num_blocks(processor.image_processor, self.seen_size(processor, "image", size, budget))
-        return MediumText(processor.image_token, (blocks,))
-
-    def video_text(self, processor: Any, clip: Clip, budget: PixelBudget) -> MediumText:
-        """See `ModelSpec`: one token for each M x M block of patches of each T frames."""
-        videos = processor.video_processor
-        blocks = _num_blocks(videos, self.seen_size(processor, "video", (clip.height, clip.width), budget))
-        return MediumText(processor.video_token, (-(-clip.num_frames // videos.temporal_patch_size) * blocks,))
-
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
-        """See `ModelSpec`. `patches` is uint8 [P, C, s*s] in the tower's order, `grid` [3] is t=1, h, w in patches."""
-        import torch
-
-        images = processor.image_processor
-        pixels = images.process_image(image, do_convert_rgb=True)
-        size = self.seen_size(processor, "image", tuple(pixels.shape[-2:]), budget)
-        pixels = _resized(images, pixels.unsqueeze(0), size)
-        # One temporal slice crosses the process border; `model_inputs` repeats it T times.
-        patches, grid_h, grid_w = images.patchify(pixels, images.patch_size, images.merge_size, temporal_patch_size=1)
-        return {
-            "patches": patches[0].reshape(grid_h * grid_w, pixels.shape[1], -1),
-            "grid": torch.tensor([1, grid_h, grid_w]),
-        }
 
     def encode_video(
         self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
     ) -> Media:
-        """See `ModelSpec`. `video_patches` is uint8 [P, C, T*s*s], `video_grid` [3] is t, h, w, in patches.
-
-        `seconds_per_grid` [1], float32, is the time between two slices: the tower's positions follow the clock.
-        """
+        """See `QwenVL`. `seconds_per_grid` [1], float32, is the time between two slices of T frames."""
         import torch
 
-        videos = processor.video_processor
-        pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        size = self.seen_size(processor, "video", (clip.height, clip.width), budget)
-        pixels = _resized(videos, pixels, size).unsqueeze(0)
-        patches, *grid = videos.patchify(pixels, videos.patch_size, videos.merge_size, videos.temporal_patch_size)
         times = clip.timestamps
         per_frame = (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 1.0
-        return {
-            "video_patches": patches[0].reshape(len(patches[0]), pixels.shape[2], -1),
-            "video_grid": torch.tensor(grid),
-            "seconds_per_grid": torch.tensor([per_frame * videos.temporal_patch_size], dtype=torch.float32),
-        }
+        seconds = per_frame * processor.video_processor.temporal_patch_size
+        return super().encode_video(processor, frames, clip, budget) | {"seconds_per_grid": torch.tensor([seconds])}
 
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`. `mm_token_type_ids` [B, S] marks pictures' tokens with 1 and videos' with 2."""
+        """See `QwenVL`. `second_per_grid_ts` [videos]: the model's positions follow the clock."""
         import torch
 
-        types = (input_ids == processor.image_token_id).int() + 2 * (input_ids == processor.video_token_id).int()
-        inputs = {"mm_token_type_ids": types}
-        images = [item for item in media if "patches" in item]
-        videos = [item for item in media if "video_patches" in item]
-        if images:
-            inputs["patches"] = torch.cat([item["patches"] for item in images])
-            inputs["image_grid_thw"] = torch.stack([item["grid"] for item in images])
-        if videos:
-            inputs["video_patches"] = torch.cat([item["video_patches"] for item in videos])
-            inputs["video_grid_thw"] = torch.stack([item["video_grid"] for item in videos])
-            inputs["second_per_grid_ts"] = torch.cat([item["seconds_per_grid"] for item in videos])
-        return inputs
-
-    def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`. Pixels are float32 [P, C*T*s*s], bit for bit what Qwen's own processors compute."""
-        inputs = dict(inputs)
-        if "patches" in inputs:
-            images = processor.image_processor
-            pixels = _normalised(images, inputs.pop("patches"))
-            repeated = pixels.unsqueeze(2).expand(-1, -1, images.temporal_patch_size, -1)
-            inputs["pixel_values"] = repeated.reshape(len(pixels), -1)
-        if "video_patches" in inputs:
-            pixels = _normalised(processor.video_processor, inputs.pop("video_patches"))
-            inputs["pixel_values_videos"] = pixels.reshape(len(pixels), -1)
-        return inputs
-
-
-def _bounds(part: Any, kind: str, budget: PixelBudget) -> tuple[int, int]:
-    """Least and largest area in pixels, of which either may be the checkpoint's own (`part`'s)."""
-    low, high = budget.min_pixels or part.size["shortest_edge"], budget.max_pixels or part.size["longest_edge"]
-    if low > high:
-        raise ConfigError(
-            f"model.{kind}: min_pixels={low} is more than max_pixels={high} (null takes the checkpoint's own, "
-            f"{part.size['shortest_edge']} and {part.size['longest_edge']}); change one of the two"
-        )
-    return low, high
-
-
-def _num_blocks(part: Any, size: tuple[int, int]) -> int:
-    block = part.patch_size * part.merge_size
-    return (size[0] // block) * (size[1] // block)
-
-
-def _resized(part: Any, pixels: "Tensor", size: tuple[int, int]) -> "Tensor":
-    """Pictures [N, C, H, W] at `size`, uint8, by the same call that the official processors make."""
-    from transformers.image_processing_backends import TorchvisionBackend
-    from transformers.image_utils import SizeDict
-
-    return TorchvisionBackend.resize(part, pixels, SizeDict(height=size[0], width=size[1]), part.resample)
-
-
-def _normalised(part: Any, patches: "Tensor") -> "Tensor":
-    """uint8 patches [P, C, ...] as float32, with the processor's mean and deviation."""
-    import torch
-
-    scale = 1 / part.rescale_factor
-    mean = torch.tensor(part.image_mean, device=patches.device).mul_(scale)[:, None]
-    std = torch.tensor(part.image_std, device=patches.device).mul_(scale)[:, None]
-    return patches.to(torch.float32).sub_(mean).div_(std)
+        inputs = super().collate(processor, input_ids, media)
+        seconds = [item["seconds_per_grid"] for item in media if "seconds_per_grid" in item]
+        return inputs | ({"second_per_grid_ts": torch.cat(seconds)} if seconds else {})
 
 
 class TinyQwen25VL(TinyCheckpoint, Qwen25VL):

@@ -202,8 +202,8 @@ class ModelSpec(Spec, abstract=True):
         """The tokens of which each stands for one feature of a picture or video."""
         raise NotImplementedError
 
-    def seen_size(self, processor: Any, kind: MediaKind, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
-        """The size at which the tower sees a picture, or each frame of a video, of `size`.
+    def seen_image(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
+        """The size at which the tower sees a picture of `size`.
 
         Raises:
             ConfigError: the budget contradicts itself or the checkpoint.
@@ -211,12 +211,16 @@ class ModelSpec(Spec, abstract=True):
         """
         raise NotImplementedError
 
+    def seen_frame(self, processor: Any, clip: Clip, budget: PixelBudget) -> tuple[int, int]:
+        """The size at which the tower sees each frame of a video. Raises as `seen_image`."""
+        raise NotImplementedError
+
     def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> "MediumText":
-        """What stands in the text for a picture of `size`; nothing is decoded. Raises as `seen_size`."""
+        """What stands in the text for a picture of `size`; nothing is decoded. Raises as `seen_image`."""
         raise NotImplementedError
 
     def video_text(self, processor: Any, clip: Clip, budget: PixelBudget) -> "MediumText":
-        """What stands in the text for a video; nothing is decoded. Raises as `seen_size`."""
+        """What stands in the text for a video; nothing is decoded. Raises as `seen_image`."""
         raise NotImplementedError
 
     def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
