@@ -45,6 +45,8 @@ def test_a_second_holder_is_told_who_the_first_is(tmp_path: Path) -> None:
     try:
         with pytest.raises(ConfigError, match=f"^{literally(expected)}$"), lock.held(folder, lock.DRIVER):
             pass
+        with pytest.raises(ConfigError, match="^out=there is in use by"), lock.held(folder, lock.DRIVER, "out=there"):
+            pass
     finally:
         kill()
 

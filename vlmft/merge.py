@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
@@ -50,28 +51,65 @@ def merge(config: MergeConfig, composition: Composition) -> int:
     from vlmft.training import commit
 
     final, out = finished(config.run), free(config.out)
-    partial = commit.begin(out)
-    keep = False
-    try:
-        with _stoppable(), tempfile.TemporaryDirectory(prefix="vlmft-merge-") as between:
-            request = Path(between) / "request.json"
-            request.write_text(
-                config.model_copy(update={"run": final, "out": partial}).model_dump_json(), encoding="utf-8"
-            )
-            for module in ("vlmft.merging.write", "vlmft.merging.check"):
-                code = run_child(module, request)
-                if code:
-                    keep = code == DifferentAnswersError.exit_code
-                    rest = f"; what was written is left in {partial}" if keep else ""
-                    sys.stderr.write(f"error: nothing was written to {out}{rest}\n")
-                    return code
-            commit.publish(out)
-            keep = True
-    finally:
-        if not keep:
-            shutil.rmtree(partial, ignore_errors=True)
+    with begun(out) as made, _stoppable(), tempfile.TemporaryDirectory(prefix="vlmft-merge-") as between:
+        request = Path(between) / "request.json"
+        told = config.model_copy(update={"run": final, "out": made.partial})
+        request.write_text(told.model_dump_json(), encoding="utf-8")
+        for module in ("vlmft.merging.write", "vlmft.merging.check"):
+            code = run_child(module, request)
+            if code:
+                made.keep = code == DifferentAnswersError.exit_code
+                rest = f"; what was written is left in {made.partial}" if made.keep else ""
+                sys.stderr.write(f"error: nothing was written to {out}{rest}\n")
+                return code
+        made.lock_file.unlink()
+        commit.publish(out)
+        made.keep = True
     console().print(f"merged   {out}")
     return 0
+
+
+@dataclass
+class Begun:
+    """A merge that has begun."""
+
+    partial: Path
+    """The folder that is written, beside its place."""
+    lock_file: Path
+    keep: bool = False
+    """Whether the folder stays when the merge ends."""
+
+
+@contextlib.contextmanager
+def begun(out: Path) -> Iterator[Begun]:
+    """Hold the place of a merge into `out` while the body runs: the empty folder beside it, with its lock in it.
+
+    What an earlier merge left there is removed; so is what this one leaves, unless it is to be kept.
+
+    Raises:
+        ConfigError: another merge is writing there, or has just ended.
+        StorageError: the folder cannot be made.
+    """
+    from vlmft import lock
+    from vlmft.training import commit
+
+    partial = commit.partial_folder(out)
+    made = Begun(partial, lock.lock_file(partial, lock.MERGE))
+    with lock.held(partial, lock.MERGE, f"out={out}: {partial}"):
+        if not made.lock_file.exists():  # it was the last thing that another merge removed
+            raise ConfigError(f"out={out}: another merge into it has ended just now; start this one again")
+        try:
+            free(out)
+            for left in partial.iterdir():
+                if left.is_dir():
+                    shutil.rmtree(left)
+                elif left != made.lock_file:
+                    left.unlink()
+            yield made
+        finally:
+            made.lock_file.unlink(missing_ok=True)
+            if not made.keep:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def run_child(module: str, request: Path) -> int:

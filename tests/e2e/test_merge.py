@@ -54,9 +54,14 @@ def test_merges_by_command_and_only_once(typed: Typed, trained: Path) -> None:
     ]
 
 
-def test_a_signal_leaves_nothing_behind(started: Callable[..., Any], work: Path, trained: Path) -> None:
+def test_another_merge_is_refused_meanwhile_and_a_signal_leaves_nothing_behind(
+    started: Callable[..., Any], typed: Typed, work: Path, trained: Path
+) -> None:
     process = started(f"run={trained}", "out=merged", module=MERGE)
-    until((work / "merged.partial").exists, "the merge to begin")
+    holder = work / "merged.partial" / ".merge.lock"
+    until(lambda: holder.exists() and holder.stat().st_size, "the merge to begin")
+    (error,) = typed(f"run={trained}", "out=merged", module=MERGE).errors
+    assert error.startswith(f"out={work}/merged: {work}/merged.partial is in use by process {process.pid} on ")
     process.send_signal(signal.SIGTERM)
     process.communicate()
     assert process.returncode == 75

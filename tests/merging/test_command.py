@@ -1,20 +1,24 @@
 """The driver: what it refuses, and what it leaves however its children end."""
 
+import contextlib
 import json
 import os
+import re
+import shutil
 import signal
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.merging.support import request
 from tests.support import literally
-from vlmft import launch
+from vlmft import launch, lock
 from vlmft.config.app import run_app
 from vlmft.errors import ConfigError, PreemptedError
 from vlmft.launch import RanksExit
-from vlmft.merge import MergeConfig, finished, free, merge
+from vlmft.merge import MergeConfig, begun, finished, free, merge
 
 
 @pytest.fixture
@@ -127,6 +131,48 @@ def test_a_signal_between_the_children_leaves_nothing(
     assert signal.getsignal(signal.SIGTERM) is before
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert capsys.readouterr().err == "error: stopped by SIGTERM\n"
+
+
+def test_a_second_merge_into_the_same_folder_is_told_of_the_first(
+    run: Path, tmp_path: Path, children: Callable[[Child], list[str]]
+) -> None:
+    out = tmp_path / "merged"
+    holder = rf"process {os.getpid()} on {re.escape(socket.gethostname())} since \S+; wait for it, or stop it"
+
+    def child(command: list[str], told: MergeConfig) -> RanksExit:
+        ended = wrote(command, told)
+        with pytest.raises(ConfigError, match=rf"^out={out}: {out}\.partial is in use by {holder}$"), begun(out):
+            pass
+        assert sorted(path.name for path in told.out.iterdir()) == [".merge.lock", "config.json"]
+        return ended
+
+    started = children(child)
+    assert type_merge(run, out) == 0
+    assert len(started) == 2
+    assert [path.name for path in out.iterdir()] == ["config.json"]
+
+
+@pytest.mark.parametrize("written", [False, True])
+def test_a_merge_that_ends_while_another_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: bool) -> None:
+    """The second merge has opened the lock's file when the first, which failed or was done, removes it."""
+    out = tmp_path / "merged"
+    real = lock.held
+
+    @contextlib.contextmanager
+    def held(folder: Path, role: str, named: str | None = None) -> Iterator[None]:
+        with real(folder, role, named):
+            if written:
+                out.mkdir()
+                (out / "config.json").touch()
+            else:
+                shutil.rmtree(folder)
+            yield
+
+    monkeypatch.setattr(lock, "held", held)
+    said = "is not empty, and nothing is" if written else f"out={out}: another merge into it has ended just now; start"
+    with pytest.raises(ConfigError, match=literally(said)), begun(out):
+        pass
+    assert not (tmp_path / "merged.partial").exists()
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "preempted", "stopped"])
