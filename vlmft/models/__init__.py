@@ -1,6 +1,18 @@
 """Model families, one file each: loading, the names of the components, and what is special in encoding."""
 
+from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
+from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
-__all__ = ["LearningRates", "ModelSpec", "Precision", "Qwen25VL", "TinyQwen25VL"]
+__all__ = [
+    "LearningRates",
+    "ModelSpec",
+    "Precision",
+    "Qwen2VL",
+    "Qwen3VL",
+    "Qwen25VL",
+    "TinyQwen2VL",
+    "TinyQwen3VL",
+    "TinyQwen25VL",
+]

@@ -5,6 +5,7 @@ The weights are random, so a tiny model knows nothing; but its classes, files an
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 FACTORY_VERSION = 2
@@ -101,3 +102,55 @@ def train_qwen_tokenizer(special_tokens: Sequence[str]) -> Any:
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     return tokenizer
+
+
+def qwen_llm(tokenizer: Any, **changes: Any) -> dict[str, Any]:
+    """The text config of a tiny Qwen: 2 layers of width 64, 4 heads."""
+    token = tokenizer.convert_tokens_to_ids
+    config = {
+        "vocab_size": len(tokenizer),
+        "initializer_range": INITIALIZER_RANGE,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+        "bos_token_id": token("<|endoftext|>"),
+        "eos_token_id": token("<|im_end|>"),
+        "pad_token_id": token("<|endoftext|>"),
+        "tie_word_embeddings": True,
+    }
+    return config | changes
+
+
+def qwen_vision_tokens(tokenizer: Any) -> dict[str, int]:
+    """The ids that every Qwen-VL config names."""
+    names = (
+        ("image", "image_pad"),
+        ("video", "video_pad"),
+        ("vision_start", "vision_start"),
+        ("vision_end", "vision_end"),
+    )
+    return {f"{key}_token_id": tokenizer.convert_tokens_to_ids(f"<|{token}|>") for key, token in names}
+
+
+def write_checkpoint(
+    folder: Path, model_class: Any, config: Any, processor: Any, eos: Sequence[str], pad: str, **settings: Any
+) -> None:
+    """Save a model of `config` with random weights (the same each time), its processor and generation config.
+
+    Args:
+        eos: the tokens that end an answer.
+        settings: more of the generation config.
+    """
+    import torch
+
+    token = processor.tokenizer.convert_tokens_to_ids
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = model_class(config)
+    model.generation_config.update(eos_token_id=[token(name) for name in eos], pad_token_id=token(pad), **settings)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,95 @@
+"""The families that the matrix tests hold, each with what is written down by hand about it."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from tests.support import compose, save_noise
+from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoder
+from vlmft.models import ModelSpec
+from vlmft.types import Image, Message, Part, Sample, Video
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family as `model=tiny_<name>`."""
+
+    name: str
+    model_class: str
+    supervised: tuple[str, str]
+    """What is trained of a conversation whose answers are "red" and "a black shape"."""
+    video: bool = True
+
+    @property
+    def spec(self) -> ModelSpec:
+        return compose(f"model=tiny_{self.name}").model
+
+
+FAMILIES = [
+    Family("qwen2vl", "Qwen2VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
+    Family("qwen25vl", "Qwen2_5_VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
+    Family("qwen3vl", "Qwen3VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
+]
+
+
+@cache
+def processor_of(name: str) -> Any:
+    """A family's processor, shared: load another one to change it."""
+    return compose(f"model=tiny_{name}").model.load_processor()
+
+
+def encoder_of(family: Family, max_tokens: int | None = None) -> Encoder:
+    return Encoder(family.spec, processor_of(family.name), max_tokens)
+
+
+def collator_of(family: Family) -> Collator:
+    return Collator(family.spec, processor_of(family.name))
+
+
+FRAMES_FPS = 2.0
+"""Of the videos that `video` writes; the tiny models' rule takes as many, so all frames are seen."""
+
+
+def picture(folder: Path, height: int, width: int, seed: int = 0) -> Image:
+    """A picture of noise on disk."""
+    return Image(save_noise(folder / f"{height}x{width}-{seed}.png", height, width, seed))
+
+
+def video(folder: Path, num_frames: int, height: int, width: int) -> Video:
+    """A video as a list of frames of noise on disk."""
+    paths = [save_noise(folder / f"v{height}x{width}-{i}.png", height, width, seed=i) for i in range(num_frames)]
+    return Video(folder, tuple(paths), FRAMES_FPS)
+
+
+def asked(*parts: Part, answer: str = "red") -> Sample:
+    """A conversation of one question with its answer."""
+    return Sample("mine/1", (Message("user", parts), Message("assistant", (answer,))), "data.json:1")
+
+
+def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
+    """What the family's own processor makes of a sample's prompt, by its own path: template, then text with media."""
+    content = [
+        {"type": "text", "text": part}
+        if isinstance(part, str)
+        else {"type": "image" if isinstance(part, Image) else "video"}
+        for part in sample.messages[0].parts
+    ]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+    )
+    pictures = [PIL.Image.open(item.path).convert("RGB") for item in sample.images]
+    options: dict[str, Any] = {"images": pictures} if pictures else {}
+    if videos := [[np.asarray(PIL.Image.open(path)) for path in item.frames] for item in sample.videos]:
+        options["videos"] = [torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) for frames in videos]
+        options["video_metadata"] = [
+            {"fps": FRAMES_FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
+            for frames in videos
+        ]
+        options["do_sample_frames"] = False
+    return dict(processor(text=[text], return_tensors="pt", **options))

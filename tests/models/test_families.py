@@ -1,0 +1,121 @@
+"""What holds for every family: its encoding is the official processor's, and its parts are known."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tests.models.families import (
+    FAMILIES,
+    Family,
+    asked,
+    collator_of,
+    encoder_of,
+    official,
+    picture,
+    processor_of,
+    video,
+)
+from tests.support import CPU
+from vlmft.models.components import parameters_by_component
+from vlmft.types import Message, Sample
+
+SIZES = [(56, 56), (30, 44), (57, 111), (300, 280), (20, 260), (400, 90)]
+each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+with_video = pytest.mark.parametrize("family", [f for f in FAMILIES if f.video], ids=lambda family: family.name)
+
+
+def assert_official(family: Family, sample: Sample) -> None:
+    """Ids, pixels, grids and whatever else the model is given are those of the family's own processor."""
+    processor = processor_of(family.name)
+    encoded = encoder_of(family).encode_prompt(sample)
+    assert all(item.dtype != torch.float32 or item.numel() < 100 for m in encoded.media for item in m.values())
+    found = collator_of(family)([encoded], padding_side="left").inputs
+    found = family.spec.model_inputs(processor, found)
+    expected = official(processor, sample)
+    assert found["input_ids"].tolist() == expected["input_ids"].tolist()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        if tensor.is_floating_point() and name != "pixel_values":
+            torch.testing.assert_close(found[name].to(tensor.dtype), tensor)
+        else:
+            assert torch.equal(found[name], tensor.to(found[name].dtype)), name
+    counted = encoder_of(family).count(sample)
+    assert counted.num_vision_tokens == encoded.num_vision_tokens
+    features = family.spec.feature_tokens(processor)
+    assert sum(token in features for token in found["input_ids"][0].tolist()) == encoded.num_vision_tokens
+
+
+@each
+def test_text_is_encoded_as_the_official_processor_does(family: Family) -> None:
+    assert_official(family, asked("What colour is the shape?"))
+
+
+@each
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_a_picture_is_encoded_as_the_official_processor_does(
+    family: Family, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    assert_official(family, asked(picture(tmp_path, *size), "What colour is the shape?"))
+
+
+@each
+def test_several_pictures_are_encoded_as_the_official_processor_does(family: Family, tmp_path: Path) -> None:
+    pictures = [picture(tmp_path, *size, seed) for seed, size in enumerate(SIZES[:3])]
+    assert_official(family, asked(*pictures[:2], "Is one of them like", pictures[2], "this one?"))
+
+
+@with_video
+@pytest.mark.parametrize(("num_frames", "size"), [(4, (56, 84)), (5, (64, 64)), (2, (300, 200))])
+def test_a_video_is_encoded_as_the_official_processor_does(
+    family: Family, tmp_path: Path, num_frames: int, size: tuple[int, int]
+) -> None:
+    assert_official(family, asked(video(tmp_path, num_frames, *size), "What happens?"))
+
+
+@with_video
+def test_pictures_and_videos_together(family: Family, tmp_path: Path) -> None:
+    assert_official(family, asked(picture(tmp_path, 56, 84), "Is it in", video(tmp_path, 4, 56, 56), "?"))
+
+
+@each
+def test_answers_and_their_ends_are_trained_and_nothing_else(family: Family, tmp_path: Path) -> None:
+    turns = (
+        Message("user", (picture(tmp_path, 56, 56), "What colour is the shape?")),
+        Message("assistant", ("red",)),
+        Message("user", ("And on the background?", picture(tmp_path, 84, 56))),
+        Message("assistant", ("a black shape",)),
+    )
+    encoded = encoder_of(family).encode(Sample("mine/1", turns))
+    tokenizer = processor_of(family.name).tokenizer
+    runs: list[list[int]] = [[]]
+    for token, supervised in zip(encoded.input_ids.tolist(), encoded.supervised.tolist(), strict=True):
+        if supervised:
+            runs[-1].append(token)
+        elif runs[-1]:
+            runs.append([])
+    texts = [tokenizer.decode(run).strip(" ") for run in runs if run]
+    assert texts == list(family.supervised)
+
+
+@each
+def test_every_parameter_is_in_exactly_one_component(family: Family) -> None:
+    model = family.spec.load_model(CPU)
+    assert type(model).__name__ == family.model_class
+    found = parameters_by_component(model, family.spec.component_paths)
+    assert all(found.values()), {name: len(group) for name, group in found.items()}
+    assert sum(len(group) for group in found.values()) == len(dict(model.named_parameters()))
+    for component, path in family.spec.block_paths.items():
+        blocks = model.get_submodule(path)
+        assert len(blocks) >= 2
+        names = [name for name, _ in blocks.named_parameters(prefix=path)]
+        assert set(names) <= set(found[component])
+
+
+@each
+def test_transformers_reads_the_tiny_checkpoint(family: Family) -> None:
+    model, found = AutoModelForImageTextToText.from_pretrained(family.spec.folder(), output_loading_info=True)
+    assert type(model).__name__ == family.model_class
+    assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"]
+    assert sum(p.numel() for p in model.parameters()) < 3_000_000
