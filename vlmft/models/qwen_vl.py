@@ -119,6 +119,19 @@ class QwenVL(ModelSpec, abstract=True):
             "video_grid": torch.tensor(grid),
         }
 
+    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """See `ModelSpec`: `patchify`, backwards. A video's last frame comes again where it fills a slice."""
+        if "patches" in media:
+            part, patches, grid = processor.image_processor, media["patches"], media["grid"]
+        else:
+            part, patches, grid = processor.video_processor, media["video_patches"], media["video_grid"]
+        (t, h, w), size, merge = grid.tolist(), part.patch_size, part.merge_size
+        frames = patches.shape[2] // size**2  # of a slice
+        pixels = patches.reshape(t, h // merge, w // merge, merge, merge, -1, frames, size, size)
+        pixels = pixels.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
+        found: np.ndarray[Any, np.dtype[np.uint8]] = pixels.reshape(t * frames, h * size, w * size, -1).numpy()
+        return found
+
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """See `ModelSpec`. `mm_token_type_ids` [B, S] marks pictures' tokens with 1 and videos' with 2."""
         import torch

@@ -233,6 +233,10 @@ class ModelSpec(Spec, abstract=True):
         """Resize a video's frames, [T, H, W, 3] RGB, for the tower; values stay uint8."""
         raise NotImplementedError
 
+    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """The pictures that the tower gets of a medium, [N, H, W, 3]: one, its tiles, or a video's frames in order."""
+        raise NotImplementedError
+
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """Join a batch's media, in reading order, into what `model_inputs` takes. `input_ids` is [B, S], padded."""
         raise NotImplementedError
