@@ -1,5 +1,6 @@
 """The search: what Optuna is told of trials that end well, badly, early, or not at all; and that it goes on."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,15 @@ def states(study: optuna.Study) -> list[str]:
 
 
 def scored(job: PoolJob, values: dict[str, str]) -> int:
+    shutil.rmtree(job.folder, ignore_errors=True)
     write_run(job.folder, [1.0], score=1 - float(values["optim.lr"]))
     return 0
+
+
+def without_memory(job: PoolJob, values: dict[str, str]) -> int:
+    shutil.rmtree(job.folder, ignore_errors=True)
+    write_run(job.folder, [1.0], code=4, reason="out of memory")
+    return 4
 
 
 def test_the_best_values_are_found_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -87,12 +95,11 @@ def test_the_best_values_are_found_and_shown(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_how_trials_end_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Failed ones FAIL, also where the objective is missing or the words were wrong; none is asked for twice."""
+    """Failed ones FAIL, also where the objective is missing or the words were wrong; no start tries one twice."""
 
     def ends(job: PoolJob, values: dict[str, str]) -> int:
         if job.number == 1:
-            write_run(job.folder, [1.0], code=4, reason="out of memory")
-            return 4
+            return without_memory(job, values)
         if job.number == 2:
             write_run(job.folder, [1.0])
             return 0
@@ -124,6 +131,41 @@ def test_an_interrupted_search_goes_on_with_its_open_trial(tmp_path: Path) -> No
     assert len(third.search(plan(tmp_path)).trials) == 6 and third.ran == []
     drawn = [values["optim.lr"] for _, values in (*first.ran, *second.ran[1:])]
     assert len(set(drawn)) == len(drawn)
+
+
+def test_a_failed_trial_is_tried_again_by_the_next_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a failed job of any sweep is: with the same values, in its own folder. Optuna is told of both."""
+
+    def ends(job: PoolJob, values: dict[str, str]) -> int:
+        return without_memory(job, values) if job.number in (0, 1) else scored(job, values)
+
+    first = Pool(ends, wrong=[2])
+    assert states(first.search(plan(tmp_path, trials=4))) == ["FAIL", "FAIL", "FAIL", "COMPLETE"]
+    assert [number for number, _ in first.ran] == [0, 1, 3]
+
+    def better(job: PoolJob, values: dict[str, str]) -> int:
+        return without_memory(job, values) if job.number == 1 else scored(job, {"optim.lr": str(job.number)})
+
+    second = Pool(better)
+    study = second.search(plan(tmp_path, trials=6))
+    assert [number for number, _ in second.ran] == [0, 1, 2, 4, 5]
+    assert second.ran[:2] == first.ran[:2]
+    assert states(study)[4:] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert "best     trial 0: eval.tuned.exact_match 1 with " in capsys.readouterr().out
+    third = Pool(scored)
+    assert states(third.search(plan(tmp_path, trials=6)))[9:] == ["COMPLETE"]
+    assert [number for number, _ in third.ran] == [1]
+
+
+def test_a_search_that_was_killed_while_it_asked_goes_on(tmp_path: Path) -> None:
+    study = Pool(without_memory).search(plan(tmp_path, trials=1))
+    study.ask()  # no value has been chosen yet
+    study.enqueue_trial({"optim.lr": 0.01, "recipe.llm.rank": 4}, user_attrs={"job": 0})
+    again = Pool(scored)
+    found = again.search(plan(tmp_path, trials=3))
+    assert states(found) == ["FAIL", "FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert [number for number, _ in again.ran] == [0, 1, 2]
+    assert again.ran[0] == (0, {"optim.lr": "0.01", "recipe.llm.rank": "4"})
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])

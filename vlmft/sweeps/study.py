@@ -1,7 +1,10 @@
 """The search for the best choices: Optuna asks for trials, the pool runs them, their folders say how they did.
 
 The study stands in the sweep's folder. Started again, it goes on: trials that were interrupted first, each from its
-own checkpoint, then new ones until there are enough.
+own checkpoint, then those that failed, then new ones until there are enough.
+
+What Optuna has been told of a trial is final, so a failed one is tried again as another trial with the same values;
+both are one job, with one folder. A job's number is what people see as the trial's.
 """
 
 import sys
@@ -22,14 +25,15 @@ if TYPE_CHECKING:
 
 STUDY = "study.db"
 PICTURE = "study.png"
+_JOB = "job"
 _LEFT = (PreemptedError.exit_code, InterruptedRunError.exit_code)
 
 
 def search(plan: Search, compose: ComposeTrial, run: RunTrials) -> None:
     """Run trials until `plan.trials` are told; draw study.png and name the best.
 
-    A trial whose job fails, or has no objective, is told FAIL; one that was stopped early, PRUNED; one that a signal
-    ended stays open for the next start.
+    A trial whose job fails, or has no objective, is told FAIL, and the next start tries it again; one that was stopped
+    early, PRUNED; one that a signal ended stays open for the next start.
 
     Raises:
         ConfigError: Optuna is not installed, or the folder holds another study.
@@ -51,7 +55,7 @@ def search(plan: Search, compose: ComposeTrial, run: RunTrials) -> None:
     except ValueError:  # none is complete
         return
     chose = " ".join(f"{key}={value}" for key, value in best.params.items())
-    console().print(f"best     trial {best.number}: {plan.objective} {best.value:.4g} with {chose}", markup=False)
+    console().print(f"best     trial {_job(best)}: {plan.objective} {best.value:.4g} with {chose}", markup=False)
 
 
 class _Trials:
@@ -59,20 +63,34 @@ class _Trials:
 
     def __init__(self, plan: Search, study: "optuna.Study", compose: ComposeTrial) -> None:
         self.plan, self.study, self.compose = plan, study, compose
-        self.open: dict[int, optuna.Trial] = {}
-        self.reported: dict[int, int] = {}  # trial -> the last step that Optuna knows of
-        self.pruned: dict[int, str] = {}  # trial -> why
+        self.open: dict[int, optuna.Trial] = {}  # by job, as what follows
+        self.reported: dict[int, int] = {}  # the last step that Optuna knows of
+        self.pruned: dict[int, str] = {}  # why
 
     def jobs(self) -> Iterator[PoolJob]:
-        """Interrupted trials, then new ones."""
+        """Interrupted trials, then those that had failed before this start, then new ones."""
         import optuna
 
         space = {key: _distribution(dimension) for key, dimension in self.plan.space.items()}
-        for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            self.reported[frozen.number] = max(frozen.intermediate_values, default=0)
-            yield from self._start(optuna.Trial(self.study, frozen._trial_id))
-        while len(self.study.get_trials(deepcopy=False)) < self.plan.trials:
-            yield from self._start(self.study.ask(space))
+        states = optuna.trial.TrialState
+        for trial in _by_job(self.study).values():
+            if trial.state == states.RUNNING and trial.params.keys() != space.keys():  # killed while it was asked for
+                self.study.tell(trial.number, state=states.FAIL)
+        before = _by_job(self.study)
+        for job, trial in before.items():
+            if trial.state == states.RUNNING:
+                self.reported[job] = max(trial.intermediate_values, default=0)
+                yield from self._start(job, optuna.Trial(self.study, trial._trial_id))
+        for job, trial in before.items():
+            if trial.state == states.FAIL:
+                self.study.enqueue_trial(trial.params, user_attrs={_JOB: job})
+        while self.study.get_trials(deepcopy=False, states=(states.WAITING,)):
+            again = self.study.ask(space)
+            yield from self._start(again.user_attrs[_JOB], again)
+        while len(jobs := _by_job(self.study)) < self.plan.trials:
+            job, new = max(jobs, default=-1) + 1, self.study.ask(space)
+            new.set_user_attr(_JOB, job)
+            yield from self._start(job, new)
 
     def ended(self, job: PoolJob, exit_code: int, reason: str) -> None:
         """Tell Optuna how a trial did."""
@@ -111,14 +129,14 @@ class _Trials:
                 return True
         return False
 
-    def _start(self, trial: "optuna.Trial") -> Iterator[PoolJob]:
+    def _start(self, job: int, trial: "optuna.Trial") -> Iterator[PoolJob]:
         import optuna
 
         words = tuple(f"{key}={trial.params[key]}" for key in self.plan.space)
-        self.open[trial.number] = trial
-        jobs = self.compose(trial.number, words)
+        self.open[job] = trial
+        jobs = self.compose(job, words)
         if not jobs:
-            self.open.pop(trial.number)
+            self.open.pop(job)
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
         yield from jobs
 
@@ -136,6 +154,17 @@ class _Trials:
             "the trial counts as failed\n"
         )
         return None
+
+
+def _job(trial: "optuna.trial.FrozenTrial") -> int:
+    """The job that a trial was, or is; before it is told, it has the trial's own number, which no other job has."""
+    return int(trial.user_attrs.get(_JOB, trial.number))
+
+
+def _by_job(study: "optuna.Study") -> "dict[int, optuna.trial.FrozenTrial]":
+    """Each job's last trial, by the job's number."""
+    found = {_job(trial): trial for trial in study.get_trials(deepcopy=False)}
+    return dict(sorted(found.items()))
 
 
 def _open_study(plan: Search) -> "optuna.Study":
@@ -202,18 +231,19 @@ def _draw(study: "optuna.Study", plan: Search) -> None:
 
     from vlmft.sweeps.curves import draw
 
-    complete = study.get_trials(states=(TrialState.COMPLETE,))
+    last = _by_job(study)
+    complete = {job: trial.value for job, trial in last.items() if trial.state == TrialState.COMPLETE}
     figure = Figure(figsize=(13, 5), layout="constrained")
     panels: Any = figure.subplots(1, 2)
-    values = [trial.value for trial in complete if trial.value is not None]
+    values = [value for value in complete.values() if value is not None]
     better = max if plan.direction == "maximize" else min
     running = [better(values[: end + 1]) for end in range(len(values))]
-    panels[0].plot([trial.number for trial in complete], values, "o", label="trial")
-    panels[0].plot([trial.number for trial in complete], running, "-", drawstyle="steps-post", label="best so far")
+    panels[0].plot(list(complete), values, "o", label="trial")
+    panels[0].plot(list(complete), running, "-", drawstyle="steps-post", label="best so far")
     for state, mark in ((TrialState.PRUNED, "C7"), (TrialState.FAIL, "C3")):
-        for number, trial in enumerate(study.get_trials(states=(state,))):
+        for number, job in enumerate(job for job, trial in last.items() if trial.state == state):
             text = {"label": state.name.lower()} if number == 0 else {}
-            panels[0].axvline(trial.number, color=mark, linestyle=":", **text)
+            panels[0].axvline(job, color=mark, linestyle=":", **text)
     panels[0].set(xlabel="trial", ylabel=plan.objective, title="history")
     panels[0].legend(fontsize="small")
     importance = _importance(study)
