@@ -9,7 +9,7 @@ from vlmft.config.spec import validate
 from vlmft.data import DatasetSpec, LLaVADataset
 from vlmft.data.problems import SampleError
 from vlmft.errors import ConfigError, DataError
-from vlmft.types import Image, Message
+from vlmft.types import Image, Message, Video
 
 
 def test_a_sample(dataset, media):
@@ -67,6 +67,53 @@ def test_the_forms_that_qwen2_vl_finetune_documents(dataset):
     assert source[1].messages[0].text == "Did the tram move?"
 
 
+def test_a_vila_video_entry_works_after_changing_its_target(tmp_path):
+    folder = tmp_path / "vila" / "harbour"
+    (folder / "videos").mkdir(parents=True)
+    (folder / "videos" / "1.mp4").write_bytes(b"not decoded here")
+    rows = [qa("Which ships leave the harbour?", "Two ferries, and a tug.", video="videos/1.mp4")]
+    (folder / "dataset.json").write_text(json.dumps(rows))
+    entry = {
+        "_target_": "vlmft.data.LLaVADataset",
+        "data_path": str(folder / "dataset.json"),
+        "media_dir": str(folder),
+        "is_video": True,
+    }
+    sample = validate(DatasetSpec, entry).open("Harbour")[0]
+    assert sample.messages[0].parts == (Video(folder / "videos" / "1.mp4"), "Which ships leave the harbour?")
+    assert (sample.images, len(sample.videos)) == ((), 1)
+
+
+def test_the_video_form_that_qwen2_vl_finetune_documents(dataset, media):
+    (media / "clip.mp4").write_bytes(b"not decoded here")
+    source = dataset([qa("<video>\nWho crosses the road?", "A fox.", id="clip1", video="clip.mp4")])
+    assert source[0].messages[0].parts == (Video(media / "clip.mp4"), "Who crosses the road?")
+
+
+def test_frames_of_a_video_by_list_and_by_folder(dataset, media):
+    for name in ("10.png", "9.png", ".hidden.png"):
+        save_picture(media / "walk" / name)
+    source = dataset([qa(video=["b.png", "a.png"]), qa(video="walk"), qa(video=["walk/", "walk"])], frames_fps=4)
+    assert source[0].videos == (Video(media, (media / "b.png", media / "a.png"), 4.0),)
+    walk = Video(media / "walk", (media / "walk" / "9.png", media / "walk" / "10.png"), 4.0)
+    assert source[1].videos == (walk,)
+    assert source[2].videos == (walk, walk)
+
+
+def test_media_that_a_row_holds_itself(dataset, media):
+    source = dataset([qa(image="data:image/png;base64,UE5H", video="data:video/mp4;base64,TVA0")])
+    assert source[0].media == (
+        Image(media / "mine.json" / "medium 0", b"PNG"),
+        Video(media / "mine.json" / "medium 1", data=b"MP4"),
+    )
+
+
+def test_an_entry_that_gives_both_rules_for_frames_is_refused():
+    entry = {"data_path": "x.json", "video": {"num_frames": 8, "fps": 2}}
+    with pytest.raises(ConfigError, match=r"^video: num_frames=8 and fps=2 say two things; give one, and null for"):
+        validate(LLaVADataset, entry)
+
+
 def test_json_lines(media):
     path = media / "rows.jsonl"
     path.write_text(json.dumps(qa(id=1, image="a.png")) + "\n\n" + json.dumps(qa(id=2)) + "\n")
@@ -121,8 +168,7 @@ def test_visits(media):
         ({"data_path": "none.json"}, r"^mine: data_path .*/none\.json does not exist; give the path of a \.json or"),
         ({"data_path": "."}, "^mine: data_path .* is a folder, not a file"),
         ({"eval_data_path": "none.json"}, r"^mine: eval_data_path .*/none\.json does not exist"),
-        ({"media_dir": "none"}, r"^mine: media_dir .*/none is not a folder; give the folder that the pictures lie in"),
-        ({"is_video": True}, "^mine: is_video: true: videos are not read yet; set is_video: false"),
+        ({"media_dir": "none"}, r"^mine: media_dir .*/none is not a folder; give the folder that the media lie in"),
     ],
 )
 def test_entries_that_cannot_be_opened(media, keys, match):
@@ -146,10 +192,16 @@ def test_a_broken_file_is_named_with_its_entry(dataset, media):
         (qa(id="x", image="no.png"), r"no\.png does not exist in media_dir"),
         (qa(id="x", image="../out.png"), r"\.\./out\.png leads by \.\. out of media_dir"),
         (qa(id="x", image="/etc/passwd"), "/etc/passwd is an absolute path out of media_dir"),
-        (qa(id="x", image="https://a.org/b.png"), "https://a.org/b.png is a URL"),
+        (qa(id="x", image="https://a.org/b.png"), "https://a.org/b.png is a URL; .* or set allow_urls: true"),
+        (qa(id="x", image="a\0.png"), r"'a\\x00\.png' holds a NUL character; write the path of a file below"),
+        (qa(id="x", video="a.png"), "its 'video' holds 'a.png', a picture"),
+        (qa(id="x", video="no.mp4"), r"no\.mp4 does not exist in media_dir"),
+        (qa(id="x", video="empty"), ".*/empty is an empty folder; expected a video file, or a folder of its frames"),
+        (qa(id="x", video=[["a.png", "../out.png"]]), r"\.\./out\.png leads by \.\. out of media_dir"),
     ],
 )
 def test_a_broken_sample_is_named_with_its_file_and_row(dataset, media, row, match):
+    (media / "empty").mkdir()
     source = dataset([qa(), row])
     with pytest.raises(SampleError, match=rf"^mine/x \({media}/mine\.json:1, row 1\): {match}") as caught:
         source[1]
@@ -184,6 +236,29 @@ def test_content_is_compared_without_ids_and_spelling(dataset):
     assert first.content_key(0) == keys[0]
     assert first.content_key(1) == keys[3]
     assert len(set(keys)) == 4
+
+
+def test_media_of_every_kind_are_compared_by_what_they_are(dataset):
+    rows = [
+        qa(image="data:image/png;base64,UE5H"),
+        qa(image="data:application/octet-stream;base64,UE5H"),
+        qa(image="data:image/png;base64,TVA0"),
+        qa(video=["./1.jpg", "2.jpg"]),
+        qa(video=[["1.jpg", "x/../2.jpg"]]),
+        qa(video=["2.jpg", "1.jpg"]),
+        qa(image="https://a.org//x/../b.png"),
+        qa(image="https://a.org/b.png"),
+    ]
+    source = dataset(rows)
+    one, same, other, frames, alike, reversed_, url, another = (source.content_key(row) for row in range(8))
+    assert one == same and frames == alike
+    assert len({one, other, frames, reversed_, url, another}) == 6
+
+
+def test_malformed_rows_are_alike_only_where_they_say_the_same(dataset):
+    first, second = dataset([qa("Q", ""), qa("R", " ")], "first"), dataset([qa("R", ""), qa("Q", "")], "second")
+    assert first.content_key(0) == second.content_key(1)
+    assert first.content_key(0) != second.content_key(0)
 
 
 def test_the_fingerprint_tells_one_file_from_another(dataset):

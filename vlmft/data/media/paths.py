@@ -3,13 +3,23 @@
 import os
 import re
 import stat
-from collections.abc import Sequence
 from pathlib import Path
 
 from vlmft.errors import DataError
 
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://|data:|file:)", re.IGNORECASE)
+_FETCHABLE = re.compile(r"https?://", re.IGNORECASE)
 _DIGITS = re.compile(r"(\d+)")
+
+
+def is_url(reference: str) -> bool:
+    """Whether a reference is an address, and no path."""
+    return _URL.match(reference) is not None
+
+
+def is_fetchable(reference: str) -> bool:
+    """Whether a reference is an address that `allow_urls: true` allows: http or https."""
+    return _FETCHABLE.match(reference) is not None
 
 
 def resolve_media(media_dir: Path, reference: str) -> Path:
@@ -29,16 +39,14 @@ def resolve_media(media_dir: Path, reference: str) -> Path:
     return found
 
 
-def resolve_frames(media_dir: Path, reference: str | Sequence[str]) -> tuple[Path, ...] | None:
-    """The frames of a video that is a list of picture files, or a folder of them; None where it is a single file.
+def resolve_frames(media_dir: Path, reference: str) -> tuple[Path, ...] | None:
+    """The frames of a video that is a folder of picture files; None where it is a single file.
 
-    A folder's files come in the order of the numbers in their names (2.jpg before 10.jpg); hidden ones are left out.
+    The files come in the order of the numbers in their names (2.jpg before 10.jpg); hidden ones are left out.
 
     Raises:
-        DataError: as `resolve_media`; a folder is empty.
+        DataError: as `resolve_media`; the folder is empty.
     """
-    if not isinstance(reference, str):
-        return tuple(resolve_media(media_dir, frame) for frame in reference)
     folder, mode = _looked_up(media_dir, reference)
     if not stat.S_ISDIR(mode):
         return None
@@ -55,9 +63,10 @@ def _natural(name: str) -> list[str | tuple[int, str]]:
 
 def _looked_up(media_dir: Path, reference: str) -> tuple[Path, int]:
     """Where `reference` really lies inside `media_dir`, and its mode."""
-    if _URL.match(reference):
+    if is_url(reference):
         shown = reference if len(reference) <= 80 else reference[:77] + "..."
-        raise DataError(f"{shown} is a URL; media are read from files: save it below {media_dir}")
+        allowed = ", or set allow_urls: true" if is_fetchable(reference) else ""
+        raise DataError(f"{shown} is a URL; media are read from files: save it below {media_dir}{allowed}")
     if "\0" in reference:
         raise DataError(f"{reference!r} holds a NUL character; write the path of a file below {media_dir}")
     joined = media_dir / reference

@@ -24,10 +24,17 @@ class JsonDataset(DatasetSpec, abstract=True):
         Path | None, Field(description="A file of the same format with the held-out samples.")
     ] = None
     allow_urls: Annotated[bool, Field(description="Media may be http(s) addresses; each is fetched once.")] = False
+    frames_fps: Annotated[
+        float | None, Field(gt=0, allow_inf_nan=False, description="Frames a second of videos given as frames.")
+    ] = None
 
     def parser(self) -> "Parser":
         """What reads a row; may be pickled."""
         raise NotImplementedError
+
+    def data_file(self, path: Path) -> Path:
+        """The file that `data_path` or `eval_data_path` means, absolute."""
+        return self.located(path)
 
     def open(self, name: str) -> "RowSource":
         """Open the training rows. Raises `DataError` where the file cannot be used."""
@@ -41,19 +48,17 @@ class JsonDataset(DatasetSpec, abstract=True):
         from vlmft.data.sources.jsonrows import read_json_rows
         from vlmft.data.sources.rows import RowSource
 
-        data_file = self.located(path)
-        media_dir = self.located(self.media_dir) if self.media_dir else self.located(self.data_path).parent
+        data_file = self.data_file(path)
+        media_dir = self.located(self.media_dir) if self.media_dir else self.data_file(self.data_path).parent
         if not data_file.is_file():
             what = "is a folder, not a file" if data_file.is_dir() else "does not exist"
             raise DataError(f"{name}: {key} {data_file} {what}; give the path of a .json or .jsonl file")
         if not media_dir.is_dir():
             raise DataError(f"{name}: media_dir {media_dir} is not a folder; give the folder that the media lie in")
         try:
-            rows = read_json_rows(data_file)
+            rows, parser = read_json_rows(data_file), self.parser()
         except DataError as error:
             raise DataError(*(f"{name}: {problem}" for problem in error.problems)) from error
-        source = RowSource(
-            name, rows, self.parser(), media_dir.resolve(), self.rules, self.system_prompt, self.allow_urls
-        )
+        source = RowSource(name, rows, parser, media_dir.resolve(), self.rules, self.system_prompt, self.allow_urls)
         source.refuse_duplicate_ids()
         return source

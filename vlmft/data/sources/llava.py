@@ -23,9 +23,6 @@ class LLaVADataset(JsonDataset):
     is_video: Annotated[
         bool, Field(description="Its media are videos; an <image> tag then stands for one, as in LLaVA-Video.")
     ] = False
-    frames_fps: Annotated[
-        float | None, Field(gt=0, description="Frames that make a second, where videos are given as frames.")
-    ] = None
 
     def parser(self) -> "Parser":
         """See `JsonDataset.parser`."""

@@ -17,6 +17,8 @@ Kind = Literal["image", "video"]
 NAMES: dict[Kind, str] = {"image": "picture", "video": "video"}
 """What messages call a kind of medium."""
 
+_SHOWN = 80  # characters of a value that a message quotes
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -78,9 +80,9 @@ def check_order(roles: Sequence[Role], ends_in_question: bool = False) -> None:
     if "system" in roles[1:]:
         raise DataError(f"turn {roles.index('system', 1) + 1} is a system turn; it may only stand first")
     if "assistant" not in roles and not ends_in_question:
-        raise DataError("it has no assistant turn, so there is nothing to learn; add the answer ('from': 'gpt')")
+        raise DataError("it has no assistant turn, so there is nothing to learn; add the answer")
     if "user" not in roles:
-        raise DataError("it has no user turn; add the question ('from': 'human')")
+        raise DataError("it has no user turn; add the question")
     for number, (before, role) in enumerate(zip(roles, roles[1:], strict=False), start=2):
         if before == role == "assistant":
             raise DataError(
@@ -92,10 +94,41 @@ def check_order(roles: Sequence[Role], ends_in_question: bool = False) -> None:
         raise DataError(f"the last turn is the {roles[-1]}'s; add its answer, or remove the turn")
 
 
-def media_first(turns: list[Turn], number: int) -> list[Turn]:
-    """The turns with `number` media put before the first user turn, for a row that does not say where they stand."""
-    first = next(i for i, turn in enumerate(turns) if turn.role == "user")
-    return [Turn(turn.role, (MEDIUM,) * number + turn.parts) if i == first else turn for i, turn in enumerate(turns)]
+def check_object(row: Any, expected: str) -> dict[str, Any]:
+    """The row, which has to be an object with an id of the right type. `expected` says with what, for the message.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if not isinstance(row, dict):
+        raise DataError(f"the row is a {type(row).__name__}; expected an object with {expected}")
+    check_id(row.get("id"))
+    return row
+
+
+def text_of(found: Any, where: str) -> str:
+    """The text found at `where` ("its 'chosen'").
+
+    Raises:
+        DataError: it is no text, is empty, or holds half a character.
+    """
+    if not isinstance(found, str):
+        raise DataError(f"{where} is {shown(found)}; expected a text")
+    check_characters(found, where)
+    if not found.strip():
+        raise DataError(f"{where} is empty; write the text, or leave the sample out")
+    return found
+
+
+def keys_of(row: dict[str, Any]) -> str:
+    """The keys of a row that lacks one, for the message."""
+    return f"(its keys: {', '.join(map(str, row)) or 'none'})"
+
+
+def shown(value: Any) -> str:
+    """A value of any size as a message quotes it."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def counted(number: int, noun: str) -> str:

@@ -11,9 +11,10 @@ import numpy as np
 
 from vlmft.config.media import MediaRules
 from vlmft.data.hashing import id_hashes
-from vlmft.data.media.paths import resolve_frames, resolve_media
+from vlmft.data.media.paths import is_fetchable, is_url, resolve_frames, resolve_media
+from vlmft.data.media.remote import fetch
 from vlmft.data.problems import naming_sample
-from vlmft.data.sources.parsed import Parser, Reference, Turn
+from vlmft.data.sources.parsed import Parser, Reference, Turn, shown
 from vlmft.errors import DataError
 from vlmft.types import Image, Media, Message, Sample, Video
 
@@ -64,6 +65,7 @@ class RowSource:
     rules: MediaRules = field(default=MediaRules())
     system_prompt: str | None = None
     allow_urls: bool = False
+    shuffle_window: int = 8192
 
     @property
     def data_file(self) -> Path:
@@ -100,13 +102,13 @@ class RowSource:
 
     def content_key(self, row: int) -> bytes:
         """A digest of the texts and media; of the raw value where the row is malformed."""
+        said: object = f"{self.table.path}, row {row}"
         try:
-            value = self.table.value(row)
+            said = value = self.table.value(row)
             parsed = self.parse(value)
-        except DataError as error:
-            said: object = (str(error), row)
-        else:
             said = (parsed.turns, [self._named(reference) for reference in parsed.media], parsed.target)
+        except DataError:
+            pass  # what cannot be read is like itself alone; it is refused where it is to be used
         return hashlib.blake2b(repr(said).encode(errors="backslashreplace"), digest_size=16).digest()
 
     def fingerprint(self) -> dict[str, str | int]:
@@ -140,16 +142,24 @@ class RowSource:
         if isinstance(value, bytes):
             path = self.data_file / f"medium {number}"
             return Image(path, value) if reference.kind == "image" else Video(path, data=value)
-        if self.media_dir is None:
-            raise DataError(f"it names the {reference.kind} {value!r}, but its entry has no media_dir; set it")
         if reference.kind == "image":
             assert isinstance(value, str)
-            return Image(resolve_media(self.media_dir, value))
-        frames = resolve_frames(self.media_dir, value)
-        if frames is None:
-            assert isinstance(value, str)
-            return Video(resolve_media(self.media_dir, value))
+            return Image(self._file(value))
+        if isinstance(value, str):
+            in_folder = resolve_frames(self.media_dir, value) if self.media_dir and not is_url(value) else None
+            if in_folder is None:
+                return Video(self._file(value))
+            return Video(in_folder[0].parent, in_folder, reference.fps)
+        frames = tuple(self._file(frame) for frame in value)
         return Video(frames[0].parent, frames, reference.fps)
+
+    def _file(self, reference: str) -> Path:
+        """The file that a path or an address names."""
+        if self.allow_urls and is_fetchable(reference):
+            return fetch(reference)
+        if self.media_dir is None:
+            raise DataError(f"it names the file {shown(reference)}, but its entry has no media_dir; set it")
+        return resolve_media(self.media_dir, reference)
 
     def _named(self, reference: Reference) -> object:
         """What tells one medium from another, without looking at the disk."""
@@ -157,7 +167,8 @@ class RowSource:
         if isinstance(value, bytes):
             return hashlib.blake2b(value, digest_size=16).digest()
         base = self.media_dir or Path()
-        return os.path.normpath(base / value) if isinstance(value, str) else [os.path.normpath(base / v) for v in value]
+        named = [v if is_url(v) else os.path.normpath(base / v) for v in ([value] if isinstance(value, str) else value)]
+        return named[0] if isinstance(value, str) else named
 
 
 def _messages(turns: list[Turn], media: Iterator[Media]) -> Iterator[Message]:
