@@ -35,6 +35,8 @@ FAMILIES = [
     Family("qwen2vl", "Qwen2VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
     Family("qwen25vl", "Qwen2_5_VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
     Family("qwen3vl", "Qwen3VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
+    Family("internvl3", "InternVLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
+    Family("llava15", "LlavaForConditionalGeneration", ("red</s>", "a black shape</s>"), video=False),
 ]
 
 

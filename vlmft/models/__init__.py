@@ -1,11 +1,17 @@
 """Model families, one file each: loading, the names of the components, and what is special in encoding."""
 
+from vlmft.models.internvl3 import InternVL3, TinyInternVL3
+from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
 __all__ = [
+    "InternVL3",
+    "Llava15",
+    "TinyInternVL3",
+    "TinyLlava15",
     "LearningRates",
     "ModelSpec",
     "Precision",

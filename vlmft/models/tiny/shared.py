@@ -73,8 +73,12 @@ The quick brown fox jumps over the lazy dog; describe the image, the video and w
 """
 
 
-def train_qwen_tokenizer(special_tokens: Sequence[str]) -> Any:
-    """A byte-level BPE in Qwen2's tokenizer class; any text encodes and decodes without loss."""
+def train_qwen_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
+    """A byte-level BPE in Qwen2's tokenizer class; any text encodes and decodes without loss.
+
+    Args:
+        settings: of the tokenizer class, such as `extra_special_tokens` with their names.
+    """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import Qwen2Tokenizer
     from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
@@ -99,9 +103,50 @@ def train_qwen_tokenizer(special_tokens: Sequence[str]) -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_max_length=2048,
+        **settings,
     )
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
     return tokenizer
+
+
+def train_llama_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
+    """A BPE over pieces with `▁` for a space, and bytes for what it does not know, in Llama's tokenizer class."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import LlamaTokenizer
+
+    bpe = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+    bpe.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
+    known = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=896, special_tokens=known, show_progress=False)
+    bpe.train_from_iterator([*_CORPUS.splitlines(keepends=True), *_CORPUS.split()] * 4, trainer)
+    trained = json.loads(bpe.to_str())["model"]
+    tokenizer = LlamaTokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(pair) for pair in trained["merges"]],
+        pad_token="<pad>",
+        model_max_length=2048,
+        **settings,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
+    return tokenizer
+
+
+def llama_llm(tokenizer: Any, **changes: Any) -> dict[str, Any]:
+    """The text config of a tiny Llama: 2 layers of width 64, 4 heads."""
+    config = {
+        "vocab_size": len(tokenizer),
+        "initializer_range": INITIALIZER_RANGE,
+        "hidden_size": 64,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return config | changes
 
 
 def qwen_llm(tokenizer: Any, **changes: Any) -> dict[str, Any]:
