@@ -36,6 +36,7 @@ FAMILIES = [
     Family("qwen25vl", "Qwen2_5_VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
     Family("qwen3vl", "Qwen3VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
     Family("internvl3", "InternVLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
+    Family("gemma3", "Gemma3ForConditionalGeneration", ("red<end_of_turn>", "a black shape<end_of_turn>"), video=False),
     Family("llava15", "LlavaForConditionalGeneration", ("red</s>", "a black shape</s>"), video=False),
 ]
 
@@ -85,8 +86,12 @@ def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
     text = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
+    bos = processor.tokenizer.bos_token
+    # As apply_chat_template does it: a template that writes the first token wants no second one.
+    options: dict[str, Any] = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
     pictures = [PIL.Image.open(item.path).convert("RGB") for item in sample.images]
-    options: dict[str, Any] = {"images": pictures} if pictures else {}
+    if pictures:
+        options["images"] = pictures
     if videos := [[np.asarray(PIL.Image.open(path)) for path in item.frames] for item in sample.videos]:
         options["videos"] = [torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) for frames in videos]
         options["video_metadata"] = [

@@ -1,5 +1,6 @@
 """Model families, one file each: loading, the names of the components, and what is special in encoding."""
 
+from vlmft.models.gemma3 import Gemma3, TinyGemma3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
@@ -8,6 +9,8 @@ from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
 __all__ = [
+    "Gemma3",
+    "TinyGemma3",
     "InternVL3",
     "Llava15",
     "TinyInternVL3",

@@ -111,19 +111,31 @@ def train_qwen_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
 
 def train_llama_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     """A BPE over pieces with `▁` for a space, and bytes for what it does not know, in Llama's tokenizer class."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaTokenizer
+
+    return _sentence_pieces(LlamaTokenizer, ("<unk>", "<s>", "</s>"), special_tokens, pad_token="<pad>", **settings)
+
+
+def train_gemma_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
+    """As `train_llama_tokenizer`, in Gemma's tokenizer class."""
+    from transformers import GemmaTokenizer
+
+    own = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+    return _sentence_pieces(GemmaTokenizer, own, special_tokens, **settings)
+
+
+def _sentence_pieces(tokenizer_class: Any, own: Sequence[str], special_tokens: Sequence[str], **settings: Any) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     bpe = Tokenizer(models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     bpe.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="first")
-    known = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    known = [*own, *(f"<0x{byte:02X}>" for byte in range(256))]
     trainer = trainers.BpeTrainer(vocab_size=896, special_tokens=known, show_progress=False)
     bpe.train_from_iterator([*_CORPUS.splitlines(keepends=True), *_CORPUS.split()] * 4, trainer)
     trained = json.loads(bpe.to_str())["model"]
-    tokenizer = LlamaTokenizer(
+    tokenizer = tokenizer_class(
         vocab=trained["vocab"],
         merges=[tuple(pair) for pair in trained["merges"]],
-        pad_token="<pad>",
         model_max_length=2048,
         **settings,
     )
