@@ -91,7 +91,7 @@ def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
     options: dict[str, Any] = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
     pictures = [PIL.Image.open(item.path).convert("RGB") for item in sample.images]
     if pictures:
-        options["images"] = pictures
+        options["images"] = [pictures]  # all of one conversation
     if videos := [[np.asarray(PIL.Image.open(path)) for path in item.frames] for item in sample.videos]:
         options["videos"] = [torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) for frames in videos]
         options["video_metadata"] = [

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
@@ -19,7 +21,7 @@ from tests.models.families import (
 )
 from tests.support import CPU
 from vlmft.models.components import parameters_by_component
-from vlmft.types import Message, Sample
+from vlmft.types import Image, Message, Sample
 
 SIZES = [(56, 56), (30, 44), (57, 111), (300, 280), (20, 260), (400, 90)]
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -77,6 +79,19 @@ def test_a_video_is_encoded_as_the_official_processor_does(
 @with_video
 def test_pictures_and_videos_together(family: Family, tmp_path: Path) -> None:
     assert_official(family, asked(picture(tmp_path, 56, 84), "Is it in", video(tmp_path, 4, 56, 56), "?"))
+
+
+@each
+def test_what_the_tower_gets_can_be_looked_at(family: Family, tmp_path: Path) -> None:
+    white = tmp_path / "white.png"
+    PIL.Image.new("RGB", (112, 56), "white").save(white)
+    media = encoder_of(family).encode(asked(Image(white), "What?")).media
+    shown = family.spec.shown(processor_of(family.name), media[0])
+    assert shown.dtype == np.uint8 and shown.ndim == 4 and shown.shape[3] == 3
+    assert (shown == 255).all()
+    if family.video:
+        media = encoder_of(family).encode(asked(video(tmp_path, 4, 56, 56), "What?")).media
+        assert len(family.spec.shown(processor_of(family.name), media[0])) == 4
 
 
 @each

@@ -42,6 +42,8 @@ class PlannedMedium:
     """Of a video: the chosen frames' numbers."""
     key: int = 0
     """Seeds what is drawn for it; 0 where nothing is."""
+    alone: bool = True
+    """Of a picture: it is its sample's only one."""
 
     def picture(self) -> "PIL.Image.Image":
         """A picture's pixels as the tower is to see them, before resizing. Raises `DataError` as `open_image`."""
@@ -80,7 +82,7 @@ class MediaPlanner:
             rules = rules.model_copy(update={"augment": None})
         boxes = marked_boxes(sample, rules.coordinates) if rules.coordinates else [()] * len(sample.media)
         planned = [
-            self._medium(medium, rules, _medium_key(key, number), keep)
+            self._medium(medium, rules, _medium_key(key, number), keep, alone=len(sample.images) == 1)
             for number, (medium, keep) in enumerate(zip(sample.media, boxes, strict=True))
         ]
         self._refuse_excess(planned, rules)
@@ -93,7 +95,7 @@ class MediaPlanner:
     def encode(self, planned: PlannedMedium) -> EncodedMedia:
         """Decode a medium and resize it for the tower. Raises `DataError` where it cannot be decoded."""
         if planned.clip is None:
-            return self.family.encode_image(self.processor, planned.picture(), planned.rules.image)
+            return self.family.encode_image(self.processor, planned.picture(), planned.rules.image, planned.alone)
         return self.family.encode_video(self.processor, planned.video(), planned.clip, planned.rules.video)
 
     def _rules(self, entry: MediaRules) -> MediaRules:
@@ -101,11 +103,11 @@ class MediaPlanner:
             self._merged[entry] = entry.over(self.family.media_rules)
         return self._merged[entry]
 
-    def _medium(self, medium: Media, rules: MediaRules, key: int, keep: Sequence[Any]) -> PlannedMedium:
+    def _medium(self, medium: Media, rules: MediaRules, key: int, keep: Sequence[Any], alone: bool) -> PlannedMedium:
         if isinstance(medium, Image):
             view = draw_view(rules.augment, *image_size(medium), key, keep)
-            written = self.family.image_text(self.processor, (view.crop_height, view.crop_width), rules.image)
-            return PlannedMedium(medium, rules, view, written, key=key)
+            written = self.family.image_text(self.processor, (view.crop_height, view.crop_width), rules.image, alone)
+            return PlannedMedium(medium, rules, view, written, key=key, alone=alone)
         if "video" not in self.family.placeholders(self.processor):
             raise DataError(
                 f"{medium.path} is a video, and {type(self.family).__name__} takes none; leave its samples out, or "
@@ -122,7 +124,7 @@ class MediaPlanner:
         if planned.clip is not None:
             return self.family.seen_frame(self.processor, planned.clip, planned.rules.video)
         size = planned.view.crop_height, planned.view.crop_width
-        return self.family.seen_image(self.processor, size, planned.rules.image)
+        return self.family.seen_image(self.processor, size, planned.rules.image, planned.alone)
 
     def _refuse_excess(self, planned: Sequence[PlannedMedium], rules: MediaRules) -> None:
         total = sum(item.written.num_features for item in planned)

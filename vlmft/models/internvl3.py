@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
-from vlmft.models.pixels import image_pixels, keep_frame_rule, normalised, refuse_budget, video_pixels
+from vlmft.models.pixels import as_pictures, image_pixels, keep_frame_rule, normalised, refuse_budget, video_pixels
 from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
@@ -52,7 +52,9 @@ class InternVL3(ModelSpec):
         """See `ModelSpec`: frames are written as pictures."""
         return frozenset((processor.image_token_id,))
 
-    def seen_image(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
+    def seen_image(
+        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
+    ) -> tuple[int, int]:
         """See `ModelSpec`: a whole grid of tiles."""
         from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
@@ -65,7 +67,7 @@ class InternVL3(ModelSpec):
         refuse_budget("video", budget, self._tile(processor))
         return self._tile(processor)
 
-    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> MediumText:
+    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
         """See `ModelSpec`: the tokens of all tiles, and of the thumbnail, between two marks."""
         height, width = self.seen_image(processor, size, budget)
         tile = self._tile(processor)
@@ -78,7 +80,7 @@ class InternVL3(ModelSpec):
         text = "\n".join(f"Frame{number}: {frame.text}" for number in range(1, clip.num_frames + 1))
         return MediumText(text, frame.runs * clip.num_frames)
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
+    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [tiles, C, H, W]."""
         low, high = self._tile_bounds(processor, budget)
         return {"pixels": image_pixels(processor, image, min_patches=low, max_patches=high)["pixel_values"]}
@@ -88,6 +90,10 @@ class InternVL3(ModelSpec):
     ) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [frames, C, H, W]."""
         return {"frames": video_pixels(processor, frames)["pixel_values_videos"][0]}
+
+    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """See `ModelSpec`."""
+        return as_pictures(media["pixels" if "pixels" in media else "frames"])
 
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """See `ModelSpec`: tiles and frames in reading order. `is_frame` [N] tells one from the other."""

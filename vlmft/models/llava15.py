@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
-from vlmft.models.pixels import image_pixels, normalised, refuse_budget
+from vlmft.models.pixels import as_pictures, image_pixels, normalised, refuse_budget
 from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
 from vlmft.models.tiny import TinyCheckpoint
 
 if TYPE_CHECKING:
+    import numpy as np
     import PIL.Image
     from torch import Tensor
 
@@ -42,22 +43,28 @@ class Llava15(ModelSpec):
         """See `ModelSpec`."""
         return frozenset((processor.image_token_id,))
 
-    def seen_image(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
+    def seen_image(
+        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
+    ) -> tuple[int, int]:
         """See `ModelSpec`."""
         crop = processor.image_processor.crop_size
         refuse_budget("image", budget, (crop["height"], crop["width"]))
         return crop["height"], crop["width"]
 
-    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> MediumText:
+    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
         """See `ModelSpec`: one token for each patch."""
         height, width = self.seen_image(processor, size, budget)
         patches = (height // processor.patch_size) * (width // processor.patch_size)
         dropped = processor.vision_feature_select_strategy == "default"
         return MediumText(processor.image_token, (patches + processor.num_additional_image_tokens - dropped,))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
+    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [1, C, H, W]."""
         return {"pixels": image_pixels(processor, image)["pixel_values"]}
+
+    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """See `ModelSpec`."""
+        return as_pictures(media["pixels"])
 
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """See `ModelSpec`."""

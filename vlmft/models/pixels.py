@@ -44,6 +44,12 @@ def normalised(part: Any, pixels: "Tensor") -> "Tensor":
     return found
 
 
+def as_pictures(pixels: "Tensor") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """uint8 pixels [N, C, H, W] as pictures [N, H, W, C]."""
+    found: np.ndarray[Any, np.dtype[np.uint8]] = pixels.permute(0, 2, 3, 1).numpy()
+    return found
+
+
 def refuse_budget(kind: str, budget: PixelBudget, size: tuple[int, int]) -> None:
     """Raise `ConfigError` where a family that sees everything at one `size` is given another."""
     given = {name: getattr(budget, name) for name in ("min_pixels", "max_pixels", "height", "width")}

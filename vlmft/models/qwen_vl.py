@@ -59,7 +59,9 @@ class QwenVL(ModelSpec, abstract=True):
         """See `ModelSpec`."""
         return frozenset((processor.image_token_id, processor.video_token_id))
 
-    def seen_image(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
+    def seen_image(
+        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
+    ) -> tuple[int, int]:
         """See `ModelSpec`: whole blocks of M x M patches."""
         return self._seen(processor.image_processor, "image", size, budget)
 
@@ -77,7 +79,7 @@ class QwenVL(ModelSpec, abstract=True):
             height, width = smart_resize(*size, factor=_block(part), min_pixels=low, max_pixels=high)
         return height, width
 
-    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> MediumText:
+    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
         """See `ModelSpec`: one token for each M x M block of patches."""
         blocks = _num_blocks(processor.image_processor, self.seen_image(processor, size, budget))
         return MediumText(processor.image_token, (blocks,))
@@ -88,7 +90,7 @@ class QwenVL(ModelSpec, abstract=True):
         blocks = _num_blocks(videos, self.seen_frame(processor, clip, budget))
         return MediumText(processor.video_token, (-(-clip.num_frames // videos.temporal_patch_size) * blocks,))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
+    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `patches` is uint8 [P, C, s*s] in the tower's order, `grid` [3] is t=1, h, w in patches."""
         import torch
 

@@ -56,6 +56,7 @@ class ModelSpec(Spec, abstract=True):
 
     A family is a subclass with its component paths and the media methods; a checkpoint is a YAML of values. Sizes are
     (height, width) in pixels. A `budget` has been merged with the run's; what it leaves null is the checkpoint's own.
+    `alone` says that a picture is its sample's only one: some families see one picture of several in less detail.
     """
 
     path: str | None = Field(description="folder, or hub id, in the form that from_pretrained reads")
@@ -202,7 +203,9 @@ class ModelSpec(Spec, abstract=True):
         """The tokens of which each stands for one feature of a picture or video."""
         raise NotImplementedError
 
-    def seen_image(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
+    def seen_image(
+        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
+    ) -> tuple[int, int]:
         """The size at which the tower sees a picture of `size`.
 
         Raises:
@@ -215,7 +218,9 @@ class ModelSpec(Spec, abstract=True):
         """The size at which the tower sees each frame of a video. Raises as `seen_image`."""
         raise NotImplementedError
 
-    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget) -> "MediumText":
+    def image_text(
+        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
+    ) -> "MediumText":
         """What stands in the text for a picture of `size`; nothing is decoded. Raises as `seen_image`."""
         raise NotImplementedError
 
@@ -223,7 +228,7 @@ class ModelSpec(Spec, abstract=True):
         """What stands in the text for a video; nothing is decoded. Raises as `seen_image`."""
         raise NotImplementedError
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget) -> Media:
+    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
         """Resize an RGB picture for the tower; values stay uint8."""
         raise NotImplementedError
 
