@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.making import save_picture
-from vlmft.data.media.paths import resolve_media
+from vlmft.data.media.paths import is_fetchable, is_url, resolve_frames, resolve_media
 from vlmft.errors import DataError
 
 
@@ -69,7 +69,19 @@ def test_the_media_folder_may_be_a_symlink_itself(media):
     ],
 )
 def test_urls_are_refused(media, url):
-    refused(media, url, "is a URL; media are read from files: save it below")
+    assert is_url(url)
+    hint = ", or set allow_urls: true" if is_fetchable(url) else ""
+    refused(media, url, f"is a URL; media are read from files: save it below {media}{hint}$")
+
+
+def test_only_http_may_be_allowed():
+    assert [is_fetchable(url) for url in ("http://x/a", "HTTPS://x/a", "ftp://x/a", "http:/x", "xhttp://a")] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_long_url_is_shortened(media):
@@ -88,7 +100,7 @@ def test_missing_files(media):
     refused(media, "deep\\d.png", "does not exist .*; write / between folders; mend")
     refused(media, "a.png/d.png", "cannot be read: Not a directory")
     refused(media, "x" * 300, "cannot be read: File name too long")
-    refused(media, "a\0.png", "NUL")
+    refused(media, "a\0.png", r"^'a\\x00\.png' holds a NUL character; write the path of a file below")
 
 
 def test_a_symlink_loop_is_refused(media):
@@ -101,3 +113,29 @@ def test_what_is_no_file_is_refused(media):
     os.mkfifo(media / "pipe.png")
     refused(media, "deep", "is a folder; expected a file")
     refused(media, "pipe.png", "is a special file; expected a file")
+
+
+def test_a_folder_of_frames_comes_in_the_order_of_its_numbers(media):
+    for name in ("f10.png", "f2.png", "f02.png", ".DS_Store", "e9.png"):
+        save_picture(media / "walk" / name) if name.endswith("png") else (media / "walk" / name).write_text("x")
+    found = resolve_frames(media, "walk")
+    assert [path.name for path in found] == ["e9.png", "f02.png", "f2.png", "f10.png"]
+    assert found[0] == media / "walk" / "e9.png"
+    assert resolve_frames(media, "walk/") == found
+    assert resolve_frames(media, "a.png") is None
+
+
+def test_frames_stay_inside_as_well(media):
+    (media / "empty").mkdir()
+    outside = save_picture(media.parent / "elsewhere" / "o.png")
+    (media / "walk").mkdir()
+    (media / "walk" / "1.png").symlink_to(outside)
+    for reference, match in (
+        ("empty", "empty is an empty folder; expected a video file, or a folder of its frames"),
+        ("walk", "walk/1.png is or passes a symlink that leads out of media_dir"),
+        ("../elsewhere", r"leads by \.\. out of media_dir"),
+        (f"{media}-evil", "is an absolute path out of media_dir"),
+        ("none", "none does not exist in media_dir"),
+    ):
+        with pytest.raises(DataError, match=match):
+            resolve_frames(media, reference)

@@ -3,11 +3,16 @@
 import hashlib
 import re
 import time
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from vlmft.cache import cache_dir, make_once
 from vlmft.errors import DataError
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_BYTES = 200 * 1024 * 1024
 """What is larger is not kept: whoever wrote the address may have meant something else."""
@@ -31,8 +36,12 @@ def fetch(url: str) -> Path:
         DataError: the server cannot be reached, is too slow, or answers with an error or too much.
         StorageError: the cache folder cannot be written.
     """
+    try:
+        path = urlsplit(url).path
+    except ValueError as error:
+        raise DataError(f"{url[:_LONGEST_NAME]} is no address: {error}; {_FIX}") from None
     folder = cache_dir() / "media" / hashlib.sha256(url.encode()).hexdigest()[:32]
-    name = _UNSAFE.sub("_", urlsplit(url).path.rpartition("/")[2])[-_LONGEST_NAME:].lstrip(".") or "medium"
+    name = _UNSAFE.sub("_", path.rpartition("/")[2])[-_LONGEST_NAME:].lstrip(".") or "medium"
     return make_once(folder, lambda new: _download(url, new / name)) / name
 
 
@@ -42,11 +51,7 @@ def _download(url: str, file: Path) -> None:
     end = time.monotonic() + TOTAL_S
     size = 0
     try:
-        with (
-            httpx.Client(follow_redirects=True, max_redirects=5, timeout=TIMEOUT_S) as client,
-            client.stream("GET", url) as answer,
-            file.open("wb") as kept,
-        ):
+        with _client().stream("GET", url, timeout=TIMEOUT_S) as answer, file.open("wb") as kept:
             if answer.status_code != httpx.codes.OK:
                 raise DataError(f"{_public(url)} answers {answer.status_code} {answer.reason_phrase}; {_FIX}")
             for block in answer.iter_bytes():
@@ -66,6 +71,14 @@ def _download(url: str, file: Path) -> None:
         raise DataError(f"{_public(url)} cannot be fetched: {error}; {_FIX}") from error
     if not size:
         raise DataError(f"{_public(url)} gives no bytes; {_FIX}")
+
+
+@cache
+def _client() -> "httpx.Client":
+    """One a process, as reading the certificates takes longer than a picture; it keeps no connection to be shared."""
+    import httpx
+
+    return httpx.Client(follow_redirects=True, max_redirects=5, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def _public(url: str) -> str:
