@@ -2,7 +2,24 @@
 
 from vlmft.data.demo.digits import Digits
 from vlmft.data.demo.shapes import Shapes
+from vlmft.data.sources.captions import CaptionsDataset
+from vlmft.data.sources.classification import ClassificationDataset
+from vlmft.data.sources.folders import ImageFolderDataset
 from vlmft.data.sources.llava import LLaVADataset
+from vlmft.data.sources.messages import MessagesDataset
+from vlmft.data.sources.preference import PreferenceDataset
+from vlmft.data.sources.prompts import PromptDataset
 from vlmft.data.spec import DatasetSpec
 
-__all__ = ["DatasetSpec", "Digits", "LLaVADataset", "Shapes"]
+__all__ = [
+    "CaptionsDataset",
+    "ClassificationDataset",
+    "DatasetSpec",
+    "Digits",
+    "ImageFolderDataset",
+    "LLaVADataset",
+    "MessagesDataset",
+    "PreferenceDataset",
+    "PromptDataset",
+    "Shapes",
+]
