@@ -95,11 +95,11 @@ class Augmentation(Spec):
 class MediaRules(Spec):
     """What an entry says of its media; what it leaves open is the run's."""
 
-    image: PixelBudget = PixelBudget()
-    video: VideoRule = VideoRule()
+    image: PixelBudget = Field(default=PixelBudget(), description="how large pictures are seen")
+    video: VideoRule = Field(default=VideoRule(), description="which frames of a video are seen, and how large")
     max_vision_tokens: int | None = Field(default=None, ge=1, description="of a whole sample; more is an error")
-    augment: Augmentation | None = None
-    coordinates: CoordinateForm | None = None
+    augment: Augmentation | None = Field(default=None, description="random changes while training")
+    coordinates: CoordinateForm | None = Field(default=None, description="how texts write boxes and points")
 
     def over(self, run: "MediaRules") -> "MediaRules":
         """These rules with the run's where they are open. Raises as `PixelBudget.over`."""
