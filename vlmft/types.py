@@ -113,12 +113,13 @@ class Sample:
 class Clip:
     """The chosen frames of a video, before any pixel is read.
 
-    `timestamps` (seconds from the video's start, one a frame) never decrease.
+    `timestamps` (seconds from the video's start, one a frame) never decrease; `duration_s` is the whole video's length.
     """
 
     height: int
     width: int
     timestamps: Sequence[float]
+    duration_s: float = 0.0
 
     @property
     def num_frames(self) -> int:

@@ -25,6 +25,8 @@ class Family:
     supervised: tuple[str, str]
     """What is trained of a conversation whose answers are "red" and "a black shape"."""
     video: bool = True
+    mixed: bool = True
+    """Its own processor can take pictures and videos together, to be compared with."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -37,6 +39,12 @@ FAMILIES = [
     Family("qwen3vl", "Qwen3VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
     Family("internvl3", "InternVLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
     Family("gemma3", "Gemma3ForConditionalGeneration", ("red<end_of_turn>", "a black shape<end_of_turn>"), video=False),
+    Family(
+        "smolvlm",
+        "SmolVLMForConditionalGeneration",
+        ("red<end_of_utterance>", "a black shape<end_of_utterance>"),
+        mixed=False,
+    ),
     Family("llava15", "LlavaForConditionalGeneration", ("red</s>", "a black shape</s>"), video=False),
 ]
 
@@ -95,7 +103,12 @@ def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
     if videos := [[np.asarray(PIL.Image.open(path)) for path in item.frames] for item in sample.videos]:
         options["videos"] = [torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2) for frames in videos]
         options["video_metadata"] = [
-            {"fps": FRAMES_FPS, "total_num_frames": len(frames), "frames_indices": list(range(len(frames)))}
+            {
+                "fps": FRAMES_FPS,
+                "total_num_frames": len(frames),
+                "frames_indices": list(range(len(frames))),
+                "duration": len(frames) / FRAMES_FPS,
+            }
             for frames in videos
         ]
         options["do_sample_frames"] = False

@@ -76,7 +76,7 @@ def test_a_video_is_encoded_as_the_official_processor_does(
     assert_official(family, asked(video(tmp_path, num_frames, *size), "What happens?"))
 
 
-@with_video
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.video and f.mixed], ids=lambda family: family.name)
 def test_pictures_and_videos_together(family: Family, tmp_path: Path) -> None:
     assert_official(family, asked(picture(tmp_path, 56, 84), "Is it in", video(tmp_path, 4, 56, 56), "?"))
 

@@ -116,7 +116,7 @@ class MediaPlanner:
         info = probe_video(medium)
         frames = choose_frames(info, rules.video)
         view = draw_view(rules.augment, info.height, info.width, key, keep)
-        clip = Clip(view.crop_height, view.crop_width, info.timestamps[frames].tolist())
+        clip = Clip(view.crop_height, view.crop_width, info.timestamps[frames].tolist(), _duration_s(info.timestamps))
         written = self.family.video_text(self.processor, clip, rules.video)
         return PlannedMedium(medium, rules, view, written, clip, frames, key)
 
@@ -133,6 +133,11 @@ class MediaPlanner:
                 f"{total} vision tokens exceed max_vision_tokens={rules.max_vision_tokens}; raise it, or lower "
                 "image.max_pixels, video.max_pixels or video.fps (nothing is cut)"
             )
+
+
+def _duration_s(timestamps: "np.ndarray[Any, np.dtype[np.float64]]") -> float:
+    """The last frame is shown as long as the others are on average."""
+    return float(timestamps[-1] * len(timestamps) / max(len(timestamps) - 1, 1))
 
 
 def _medium_key(key: int | None, number: int) -> int:

@@ -6,9 +6,12 @@ from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
+from vlmft.models.smolvlm import SmolVLM, TinySmolVLM
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
 __all__ = [
+    "SmolVLM",
+    "TinySmolVLM",
     "Gemma3",
     "TinyGemma3",
     "InternVL3",

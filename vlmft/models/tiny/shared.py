@@ -109,6 +109,22 @@ def train_qwen_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     return tokenizer
 
 
+def train_gpt2_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
+    """A byte-level BPE in GPT-2's tokenizer class."""
+    from transformers import GPT2Tokenizer
+
+    trained = json.loads(train_qwen_tokenizer(()).backend_tokenizer.to_str())["model"]
+    tokenizer = GPT2Tokenizer(
+        vocab=trained["vocab"],
+        merges=[tuple(pair) for pair in trained["merges"]],
+        unk_token="<|endoftext|>",
+        model_max_length=2048,
+        **settings,
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
+    return tokenizer
+
+
 def train_llama_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     """A BPE over pieces with `▁` for a space, and bytes for what it does not know, in Llama's tokenizer class."""
     from transformers import LlamaTokenizer

@@ -1,0 +1,141 @@
+"""What Idefics3 and SmolVLM share: a picture in rows of square tiles, then the whole, each marked in the text."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vlmft.config.media import PixelBudget
+from vlmft.errors import ConfigError
+from vlmft.models.pixels import as_pictures, image_pixels, normalised
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+    from torch import Tensor
+
+
+class Idefics(ModelSpec, abstract=True):
+    """A checkpoint of one of these classes.
+
+    A budget for pictures bounds the longer side: as many whole tiles as its square root has.
+    """
+
+    component_paths: ClassVar = {
+        "vision_tower": ("model.vision_model",),
+        "projector": ("model.connector",),
+        "llm": ("model.text_model", "lm_head"),
+    }
+    block_paths: ClassVar = {"vision_tower": "model.vision_model.encoder.layers", "llm": "model.text_model.layers"}
+    coordinate_style: ClassVar = "thousand"
+
+    def set_budgets(self, processor: Any) -> None:
+        """See `ModelSpec`; the image processor keeps the longest side."""
+        processor.image_processor.size = {"longest_edge": self._longest(processor, self.image)}
+
+    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
+        """See `ModelSpec`."""
+        return {"image": processor.image_token}
+
+    def feature_tokens(self, processor: Any) -> frozenset[int]:
+        """See `ModelSpec`."""
+        return frozenset((processor.image_token_id,))
+
+    def seen_image(
+        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
+    ) -> tuple[int, int]:
+        """See `ModelSpec`: whole tiles, the longer side first made as long as the budget says."""
+        tile = _tile(processor)
+        height, width = _scaled(*size, self._longest(processor, budget))
+        ratio = width / height
+        if width >= height:
+            width = math.ceil(width / tile) * tile
+            height = math.ceil(int(width / ratio) / tile) * tile
+        else:
+            height = math.ceil(height / tile) * tile
+            width = math.ceil(int(height * ratio) / tile) * tile
+        return height, width
+
+    def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
+        """See `ModelSpec`: each tile after its row and column, then the whole; of a single tile the whole alone."""
+        tile = _tile(processor)
+        height, width = self.seen_image(processor, size, budget, alone)
+        rows, columns = height // tile, width // tile
+        mark, token, features = self._mark(processor), processor.image_token, processor.image_seq_len
+        whole = f"{mark}{self._whole(processor)}{token}{mark}"
+        if rows * columns == 1:
+            return MediumText(whole, (features,))
+        text = "".join(
+            "".join(f"{mark}<row_{row}_col_{column}>{token}" for column in range(1, columns + 1)) + "\n"
+            for row in range(1, rows + 1)
+        )
+        return MediumText(f"{text}\n{whole}", (features,) * (rows * columns + 1))
+
+    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+        """See `ModelSpec`. `pixels` is uint8 [tiles, C, H, W], the whole last."""
+        size = {"longest_edge": self._longest(processor, budget)}
+        return {"pixels": image_pixels(processor, image, size=size, do_pad=False)["pixel_values"][0]}
+
+    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+        """See `ModelSpec`."""
+        return as_pictures(media["pixels"])
+
+    def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
+        """See `ModelSpec`: the tiles of all samples, in reading order."""
+        import torch
+
+        return {"pixels": torch.cat([item["pixels"] for item in media])} if media else {}
+
+    def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
+        """See `ModelSpec`. `pixel_values` is float32 [1, tiles, C, H, W]; none of them is padding."""
+        import torch
+
+        inputs = dict(inputs)
+        if "pixels" in inputs:
+            pixels = inputs.pop("pixels")
+            inputs["pixel_values"] = normalised(processor.image_processor, pixels)[None]
+            mask = torch.ones((len(pixels), *pixels.shape[-2:]), dtype=torch.int64, device=pixels.device)
+            inputs["pixel_attention_mask"] = mask[None]
+        return inputs
+
+    def _mark(self, processor: Any) -> str:
+        """What stands before each tile and after the whole."""
+        return str(processor.fake_image_token)
+
+    def _whole(self, processor: Any) -> str:
+        """What tells the whole from a tile."""
+        raise NotImplementedError
+
+    def _longest(self, processor: Any, budget: PixelBudget) -> int:
+        """The longer side, in pixels."""
+        tile = _tile(processor)
+        if budget.size is not None or budget.min_pixels is not None:
+            raise ConfigError(
+                f"model.image: this checkpoint sees pictures in tiles of {tile} x {tile} pixels, the longer side "
+                "always as long as max_pixels allows; leave min_pixels, height and width null"
+            )
+        if budget.max_pixels is None:
+            return int(processor.image_processor.size["longest_edge"])
+        tiles = math.isqrt(budget.max_pixels) // tile
+        if not tiles:
+            raise ConfigError(
+                f"model.image: max_pixels={budget.max_pixels} is less than one tile of {tile} x {tile} pixels; raise it"
+            )
+        return tiles * tile
+
+
+def _tile(processor: Any) -> int:
+    return int(processor.image_processor.max_image_size["longest_edge"])
+
+
+def _scaled(height: int, width: int, longest: int) -> tuple[int, int]:
+    """As the official processors resize before they cut tiles: even sides, none above their own limit."""
+    from transformers.models.smolvlm.image_processing_smolvlm import (
+        MAX_IMAGE_SIZE,
+        _resize_output_size_rescale_to_max_len,
+        _resize_output_size_scale_below_upper_bound,
+    )
+
+    height, width = _resize_output_size_rescale_to_max_len(height, width, max_len=longest)
+    height, width = _resize_output_size_scale_below_upper_bound(height, width, max_len=MAX_IMAGE_SIZE)
+    return height, width
