@@ -2,6 +2,8 @@
 
 from vlmft.data.demo.digits import Digits
 from vlmft.data.demo.shapes import Shapes
+from vlmft.data.demo.tasks import DemoClassification, DemoDpo, DemoGrpo
+from vlmft.data.demo.videos import DemoCaptions, DemoVideo
 from vlmft.data.sources.captions import CaptionsDataset
 from vlmft.data.sources.classification import ClassificationDataset
 from vlmft.data.sources.folders import ImageFolderDataset
@@ -15,6 +17,11 @@ __all__ = [
     "CaptionsDataset",
     "ClassificationDataset",
     "DatasetSpec",
+    "DemoCaptions",
+    "DemoClassification",
+    "DemoDpo",
+    "DemoGrpo",
+    "DemoVideo",
     "Digits",
     "ImageFolderDataset",
     "LLaVADataset",

@@ -43,7 +43,7 @@ _SPECKLES = 10  # light grey dots on the background
 
 
 @dataclass
-class _Writer:
+class PictureWriter:
     """Draws one dataset's pictures; remembers them all, so that no two are equal."""
 
     folder: Path
@@ -95,7 +95,7 @@ def _draw_shape(canvas: ImageDraw.ImageDraw, kind: str, x: int, y: int, radius: 
 class _Conversations:
     """Makes conversations whose last answers are balanced: for each wording, every answer comes equally often."""
 
-    def __init__(self, writer: _Writer, prefix: str) -> None:
+    def __init__(self, writer: PictureWriter, prefix: str) -> None:
         self.writer, self.prefix = writer, prefix
         self.counters: dict[tuple[str, ...], count[int]] = {}
 
@@ -140,7 +140,7 @@ class _Conversations:
 def write_shapes(folder: Path, train_samples: int, eval_samples: int, image_size: int, seed: int) -> None:
     """Fill `folder`. The same parameters give the same files, to the byte with the same Pillow."""
     (folder / "images").mkdir()
-    writer = _Writer(folder, image_size, np.random.default_rng(seed))
+    writer = PictureWriter(folder, image_size, np.random.default_rng(seed))
     for file, prefix, samples in (("dataset.json", "train", train_samples), ("eval.json", "eval", eval_samples)):
         conversations = _Conversations(writer, prefix)
         rows = [conversations.make(number) for number in range(samples)]
