@@ -21,6 +21,7 @@ from tests.support import compose, policy, save_noise, tiny, with_policies
 from vlmft.errors import ConfigError, DifferentAnswersError
 from vlmft.merging.card import hub_id
 from vlmft.merging.check import check, difference, num_same
+from vlmft.merging.exchange import Exchange
 from vlmft.merging.write import choose_samples, coarser, write
 from vlmft.models import Qwen25VL
 from vlmft.recipes.saved import open_saved
@@ -76,6 +77,14 @@ def test_the_processor_is_the_trainings_own(tmp_path: Path) -> None:
     assert processor.apply_chat_template(asked, tokenize=False) == "mine: What?"
 
 
+def test_the_processor_knows_the_trainings_frame_rule(tmp_path: Path) -> None:
+    config = compose("recipe=projector", "model.video.fps=3", "model.video.max_frames=6", "model.video.max_pixels=3136")
+    final = save_trained(train(config, steps=0), tmp_path / "final")
+    videos = AutoProcessor.from_pretrained(merge(tmp_path, final, samples=0)).video_processor
+    assert (videos.fps, videos.num_frames, videos.max_frames) == (3, None, 6)
+    assert videos.size["longest_edge"] == 3136
+
+
 def test_weights_are_cut_into_shards(tmp_path: Path) -> None:
     folder = merge(tmp_path, save_trained(trained_recipe("projector"), tmp_path / "final"), max_shard_size="500KB")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) > 2
@@ -97,12 +106,12 @@ def test_a_base_that_has_changed_or_gone_is_refused(tmp_path: Path) -> None:
 
 
 class TestSamples:
-    def config(self, folder: Path, *words: str) -> str:
-        """A run's config.yaml over one row with a picture, which is trained on."""
+    def config(self, folder: Path, *words: str, rows: list[dict[str, Any]] | None = None, **entry: Any) -> str:
+        """A run's config.yaml over three rows, each with the same picture if not told otherwise; all are trained on."""
         save_noise(folder / "0.png", 56, 56)
-        (folder / "rows.json").write_text(json.dumps([qa(id=name, image="0.png") for name in "abc"]))
-        written = json.dumps({"_target_": "vlmft.data.LLaVADataset", "data_path": str(folder / "rows.json")})
-        return json.dumps(_values(compose("recipe=projector", *words)) | {"dataset": {"mine": json.loads(written)}})
+        (folder / "rows.json").write_text(json.dumps(rows or [qa(id=name, image="0.png") for name in "abc"]))
+        dataset = {"_target_": "vlmft.data.LLaVADataset", "data_path": str(folder / "rows.json")} | entry
+        return json.dumps(_values(compose("recipe=projector", *words)) | {"dataset": {"mine": dataset}})
 
     def chosen(self, folder: Path, config: str | None, number: int = 2) -> tuple[list[str], str]:
         more = {} if config is None else {"config": config}
@@ -118,8 +127,10 @@ class TestSamples:
         ids, kind = self.chosen(tmp_path, self.config(tmp_path))
         assert kind == "training samples" and len(ids) == 2
 
-    def test_text_where_a_picture_is_gone(self, tmp_path: Path) -> None:
-        config = self.config(tmp_path)
+    @pytest.mark.parametrize("key", ["image", "video"])
+    def test_text_where_a_picture_or_a_frame_is_gone(self, key: str, tmp_path: Path) -> None:
+        config = self.config(tmp_path, rows=[qa(id="a", **{key: ["0.png", "0.png"]})])
+        assert self.chosen(tmp_path, config) == (["mine/a"], "training samples")
         (tmp_path / "0.png").unlink()
         ids, kind = self.chosen(tmp_path, config)
         assert ids == ["text/0", "text/1"] and kind.startswith("text prompts")
@@ -135,6 +146,36 @@ def _values(config: Any) -> dict[str, Any]:
     return {name: value for name, value in config.to_config().items() if name != "_target_"} | {
         "run": {"name": "x", "dir": "x"}
     }
+
+
+@pytest.mark.parametrize(
+    ("rows", "entry", "by_processor"),
+    [
+        ([qa(id="a", image="0.png")], {}, True),
+        ([qa(id="a", image="0.png")], {"image": {"max_pixels": 28 * 28}}, False),
+        ([qa(id="a", video=["0.png", "0.png"])], {}, False),
+        ([qa("A kite at [0.1, 0.2, 0.5, 0.6]?", id="a", image="0.png")], {"coordinates": "unit"}, True),
+    ],
+    ids=["a picture", "an entry's own budget", "a video", "boxes written the family's way"],
+)
+def test_samples_of_every_kind_are_compared(
+    rows: list[dict[str, Any]], entry: dict[str, Any], by_processor: bool, tmp_path: Path, capsys: Any
+) -> None:
+    """The processor alone makes the inputs anew where it is told all that the training was."""
+    config = TestSamples().config(tmp_path, rows=rows, **entry)
+    merge(tmp_path, save_trained(trained_recipe("projector"), tmp_path / "final", config=config), samples=1)
+    assert "compared 1 of 1 answers" in capsys.readouterr().out
+    (asked,) = Exchange(tmp_path / "between").handover().asked
+    assert (asked.images is not None) == by_processor
+
+
+def test_a_sample_that_cannot_be_read_is_named_and_left_out(tmp_path: Path, capsys: Any) -> None:
+    config = TestSamples().config(tmp_path, rows=[qa(id="a", image="1.png"), qa(id="b", image="0.png")])
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    merge(tmp_path, save_trained(trained_recipe("projector"), tmp_path / "final", config=config), samples=2)
+    out = capsys.readouterr().out
+    assert f"left out mine/a ({tmp_path}/rows.json:1, row 0): {tmp_path}/1.png" in out
+    assert "compared 1 of 1 answers" in out
 
 
 class TestTheCheck:

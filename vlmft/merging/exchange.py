@@ -29,7 +29,7 @@ class Asked:
     prompt: str
     """As the chat template renders it."""
     images: tuple[str, ...] | None
-    """Paths; None where the sample holds what the processor cannot be given by path."""
+    """Paths; None where the processor alone, given them, would not see what the training did."""
 
 
 @dataclass(frozen=True)

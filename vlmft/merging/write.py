@@ -5,19 +5,20 @@ First the trained model answers, then it makes room for the merged one: there is
 
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmft.errors import VlmftError
+from vlmft.errors import DataError, VlmftError
 from vlmft.merging.exchange import Asked, Exchange, Handover
 from vlmft.merging.process import choose_device, greedy, run
-from vlmft.types import Image, Message, Sample
+from vlmft.types import Message, Sample, Video
 
 if TYPE_CHECKING:
     import torch
 
+    from vlmft.models import ModelSpec
     from vlmft.recipes.saved import Saved
 
 TEXT_PROMPTS = (
@@ -72,8 +73,8 @@ def choose_samples(saved: "Saved", number: int) -> tuple[list[Sample], str]:
     try:
         found, kind = _run_samples(saved, number)
         for sample in found:
-            for image in sample.images:
-                image.path.stat()
+            for path in _files(sample):
+                path.stat()
         return found, kind
     except (VlmftError, OSError, KeyError):
         prompts = TEXT_PROMPTS[:number]
@@ -103,9 +104,13 @@ def _run_samples(saved: "Saved", number: int) -> tuple[list[Sample], str]:
 def answer_all(
     saved: "Saved", samples: Sequence[Sample], device: "torch.device", exchange: Exchange, max_new_tokens: int
 ) -> tuple[list[Asked], tuple[int | list[int] | None, int | None]]:
-    """Answer each sample with the trained model; returns what was asked, and the tokens that end and pad an answer."""
+    """Answer each sample with the trained model; returns what was asked, and the tokens that end and pad an answer.
+
+    A sample that cannot be read, as a run may leave some out, is named and left out here too.
+    """
     import torch
 
+    from vlmft import summary
     from vlmft.encoding.collate import Collator
     from vlmft.encoding.encoder import Encoder
     from vlmft.recipes.merge import compute_exactly
@@ -119,12 +124,17 @@ def answer_all(
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = owner.generation_config.eos_token_id
     ends = (own if own is not None else processor.tokenizer.eos_token_id, collator.pad_token_id)
-    asked = []
-    for number, sample in enumerate(samples):
-        batch = collator([encoder.encode_prompt(sample)], padding_side="left").to(device)
-        inputs = saved.family.model_inputs(processor, batch.inputs)
-        exchange.put_answer(number, inputs, greedy(model, inputs, *ends, max_new_tokens))
-        asked.append(Asked(sample.id, encoder.chat.prompt(sample), _paths(sample)))
+    asked: list[Asked] = []
+    for sample in samples:
+        try:
+            encoded = encoder.encode_prompt(sample)
+        except DataError as error:
+            summary.console().print(f"left out {error}", markup=False)
+            continue
+        inputs = saved.family.model_inputs(processor, collator([encoded], padding_side="left").to(device).inputs)
+        exchange.put_answer(len(asked), inputs, greedy(model, inputs, *ends, max_new_tokens))
+        prompt = encoder.chat.prompt(encoder.planner.plan(sample, None)[0])
+        asked.append(Asked(sample.id, prompt, _paths(sample, saved.family)))
     del model, owner
     gc.collect()
     if device.type == "cuda":
@@ -137,11 +147,22 @@ def rounds_inputs(saved: "Saved") -> bool:
     return any(policy.base == "int8" for policy in saved.recipe.adapters.values())
 
 
-def _paths(sample: Sample) -> tuple[str, ...] | None:
-    parts = [part for message in sample.messages for part in message.parts]
-    if not all(isinstance(part, str | Image) for part in parts):
+def _paths(sample: Sample, family: "ModelSpec") -> tuple[str, ...] | None:
+    """The files of a sample's pictures, as the processor alone sees them just as the training did.
+
+    None where it does not: a video, a picture inside another file, or an entry with a budget of its own.
+    """
+    own = sample.rules.over(family.media_rules).image != family.media_rules.image
+    if own or any(isinstance(medium, Video) or medium.data is not None for medium in sample.media):
         return None
     return tuple(str(image.path) for image in sample.images)
+
+
+def _files(sample: Sample) -> Iterator[Path]:
+    """Every file that a sample's pictures and videos are read from, those inside another file aside."""
+    for medium in sample.media:
+        if medium.data is None:
+            yield from medium.frames if isinstance(medium, Video) and medium.frames else (medium.path,)
 
 
 def save_plain(model: Any, saved: "Saved", folder: Path, max_shard_size: str = "5GB") -> None:
