@@ -17,6 +17,7 @@ from vlmft.config.roots import find_roots
 from vlmft.config.spec import Spec, validate
 from vlmft.config.targets import resolve_target
 from vlmft.merge import MergeConfig
+from vlmft.preview import PreviewConfig
 from vlmft.recipes.recipe import Rate
 from vlmft.report import ReportConfig
 from vlmft.train import TrainConfig
@@ -231,7 +232,7 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     files = [*(set(CONF.rglob("*.yaml")) - of_hydra), *(CONF.parent / "registry").rglob("*.yaml")]
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
-    commands = {MergeConfig, ReportConfig}
+    commands = {MergeConfig, PreviewConfig, ReportConfig}
     fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | commands
     by_hand = {Rate}  # recipe.rates=[{match: norm, lr: 1e-6}]
     assert all_specs() - named - users - fixed == by_hand

@@ -102,6 +102,7 @@ class TestWholeRun:
             "predictions/step-00000001.jsonl",
             "predictions/step-00000002.jsonl",
             "predictions/tuned.jsonl",
+            "preview.html",
             "result.json",
         ]
         assert [name for name in found if not name.startswith(("tb/", "checkpoints/"))] == expected

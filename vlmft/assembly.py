@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from vlmft.training.trackers import Guard
 
 
+_PREVIEW_S = 10.0  # for the samples of preview.html; each may take its own sample_timeout_s
+
+
 def quiet_libraries() -> None:
     """One voice a run: libraries' bars and notices off, warnings from rank 0 alone."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # DDP's word about unused parameters, which may come any step
@@ -129,6 +132,39 @@ def check_encoding(config: "TrainConfig", data: RunData, encoder: Encoder) -> No
             problems[getattr(error, "sample_id", "")] = str(error)
     if len(problems) > config.max_bad_samples:
         raise DataError(*problems.values())
+
+
+def preview(
+    config: "TrainConfig",
+    folder: RunFolder,
+    data: RunData,
+    encoder: Encoder,
+    trackers: "list[Guard]",
+    console: "Console",
+) -> None:
+    """Rank 0 shows the first samples as the model will see them, in preview.html and, where it is used, TensorBoard.
+
+    A sample that cannot be encoded is shown with its error.
+    """
+    from vlmft.previewing.album import Album
+    from vlmft.previewing.page import head_of, render
+    from vlmft.previewing.samples import show
+    from vlmft.previewing.visits import first
+    from vlmft.training.trackers import guarded
+    from vlmft.webpage import write_page
+
+    if rank() != 0 or not config.preview:
+        return
+    album = Album()
+    visits = first(data, config.preview)
+    samples = show(visits, encoder, album, config.trainer.num_workers, within_s=_PREVIEW_S)
+    head = head_of(config, data, f"samples 1 to {len(visits)} of the training stream of {folder.path}")
+    write_page(folder.preview, render(head, samples, album))
+    console.print(f"preview  {folder.preview}")
+    if board := next((guard for guard in trackers if guard.name == "tensorboard"), None):
+        from vlmft.previewing.board import SamplesOnBoard
+
+        trackers.append(guarded("tensorboard", SamplesOnBoard(board.tracker, samples, album)))
 
 
 def evaluator(

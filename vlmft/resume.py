@@ -30,6 +30,7 @@ _FREE = (
     "resume",
     "resume_allow",
     "check_s",
+    "preview",
     "logger",
     "max_bad_samples",
     "sample_timeout_s",

@@ -3,6 +3,7 @@
 config.yaml        what was chosen, resolved except for references to the environment
 environment.json   versions, commit, device
 metrics.jsonl      one JSON object a line
+preview.html       the first samples as the model sees them
 bad_step.json      where a step's numbers were none: {step, reason, samples}
 checkpoints/  final/  predictions/  tb/
 result.json        state, exit_code, reason, steps, seconds, train {...},
@@ -71,6 +72,7 @@ class RunFolder:
         self.final = path / "final"
         self.predictions = path / "predictions"
         self.tb = path / "tb"
+        self.preview = path / "preview.html"
         self.bad_step = path / "bad_step.json"
         self.result = path / "result.json"
 

@@ -49,6 +49,7 @@ class TrainConfig(Spec):
     resume: str = Field(min_length=1, description="auto, none, or the path of a checkpoint")
     resume_allow: tuple[str, ...] = Field(description="keys that may differ from the run that is continued")
     check_s: float = Field(ge=0, description="seconds given to checking the data before any weight is loaded")
+    preview: int = Field(ge=0, le=100, description="first samples of the stream that preview.html shows; 0: no page")
     dataset: dict[str, DatasetSpec] = Field(min_length=1)
     eval_dataset: dict[str, DatasetSpec]
     metric: dict[str, MetricSpec]

@@ -104,6 +104,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     evaluator = assembly.evaluator(config, data, encoder, collator, stop)
     judged = len(evaluator.samples) if evaluator else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
+    assembly.preview(config, folder, data, encoder, trackers, console)
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
     assembly.seed_everything(config.seed)

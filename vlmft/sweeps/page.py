@@ -1,12 +1,12 @@
-"""Runs side by side as one HTML file that needs nothing else: no script, no font, no picture from elsewhere."""
+"""Runs side by side as one HTML file that needs nothing else."""
 
-import base64
 from collections.abc import Sequence
 from html import escape
 
 from vlmft.sweeps.curves import draw, loss_figure
 from vlmft.sweeps.runs import RunRecord, best, chosen, common_level, differing, fastest
 from vlmft.sweeps.table import columns, verdict
+from vlmft.webpage import data_uri, document
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222 }
@@ -15,27 +15,23 @@ th { text-align: left } td { vertical-align: top } td.number { text-align: right
 td.differs { background: #fff3c4 } tr.failed td { color: #a11 } tr.best td { font-weight: 600 }
 .scroll { overflow-x: auto } img { max-width: 100% } pre { white-space: pre-wrap; color: #a11 } code { font-size: 13px }
 """
-# A page that tried to reach anything would be stopped by the browser: its content comes from other people's files.
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def html_page(records: Sequence[RunRecord], title: str, loss_below: float | None = None) -> str:
     """Table, curves, and each run's overrides, those that differ highlighted; reasons in full."""
     level = common_level(records) if loss_below is None else loss_below
-    picture = base64.b64encode(draw(loss_figure(records), "svg")).decode()
+    picture = data_uri(draw(loss_figure(records), "svg"), "image/svg+xml")
     failed = [record for record in records if record.reason]
     reasons = "".join(f"<h3>{escape(r.name)}</h3><pre>{escape(r.reason)}</pre>" for r in failed)
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"><style>{_STYLE}</style></head><body>\n'
+    body = (
         f"<h1>{escape(title)}</h1>\n"
         + "".join(f"<p>{escape(line)}</p>\n" for line in verdict(records, level))
         + f'<div class="scroll">{_table(records, level)}</div>\n'
-        f'<p><img alt="training loss of each run by optimiser step" src="data:image/svg+xml;base64,{picture}"></p>\n'
+        f'<p><img alt="training loss of each run by optimiser step" src="{picture}"></p>\n'
         f"<h2>What each run chose</h2>\n{_choices(records)}\n"
         + (f"<h2>Why runs ended</h2>\n{reasons}\n" if reasons else "")
-        + "</body></html>\n"
     )
+    return document(title, _STYLE, body, "vlmft.report")
 
 
 def _table(records: Sequence[RunRecord], level: float | None) -> str:
