@@ -164,6 +164,7 @@ def test_a_sum_is_rounded_once(tmp_path: Path) -> None:
 
 COMBINED: dict[str, Callable[[], TrainConfig]] = {
     "dora": lambda: with_policies(compose("recipe=lora_llm"), llm=policy("lora", dora=True)),
+    "dora on a base in 4 bits": lambda: compose("recipe=dora_llm", "recipe.llm.base=nf4"),
     "rslora": lambda: with_policies(compose("recipe=lora_llm"), llm=policy("lora", rslora=True, rank=9)),
     "rank and alpha of each component": lambda: with_policies(
         compose("recipe=lora_vt_llm"), vision_tower=policy("lora", rank=4, alpha=32)
@@ -180,7 +181,10 @@ COMBINED: dict[str, Callable[[], TrainConfig]] = {
 }
 
 
-@pytest.mark.parametrize(("combined", "precision"), [("dora", "fp32"), *((name, "bf16") for name in COMBINED)])
+@pytest.mark.parametrize(
+    ("combined", "precision"),
+    [("dora", "fp32"), ("dora on a base in 4 bits", "fp32"), *((name, "bf16") for name in COMBINED)],
+)
 def test_other_combinations_merge_too(combined: str, precision: str, tmp_path: Path) -> None:
     config = on_base(COMBINED[combined](), precision).model_copy(update={"precision": precision})
     assert_merges(train(config), tmp_path)

@@ -1,9 +1,10 @@
 import pytest
+import yaml
 
-from tests.support import compose, literally, policy
+from tests.support import PROJECT, compose, literally, policy
 from vlmft.config.spec import validate
 from vlmft.errors import ConfigError
-from vlmft.recipes import Full, Recipe
+from vlmft.recipes import Full, Lora, Recipe
 
 COMPONENTS = ("vision_tower", "projector", "llm")
 
@@ -57,6 +58,10 @@ TWO_BASES = (
             "recipe.llm.rank: Input should be greater than or equal to 1 (found 0)",
         ),
         (["recipe=lora_vt_llm_nf4", "recipe.vision_tower.base=int8"], TWO_BASES),
+        (
+            ["recipe=lora_llm_int8", "recipe.llm.dora=true"],
+            "recipe.llm: dora does not work on a base in int8; take base=nf4 or bf16, or dora=false",
+        ),
     ],
 )
 def test_a_contradiction_is_named_by_its_path_with_a_way_out(
@@ -65,6 +70,13 @@ def test_a_contradiction_is_named_by_its_path_with_a_way_out(
     with pytest.raises(AssertionError, match="exit code 2"):
         compose(*words)
     assert capsys.readouterr().err.splitlines() == [f"error: {message}"]
+
+
+def test_the_custom_recipe_shows_every_knob() -> None:
+    shown = yaml.safe_load((PROJECT / "conf/recipe/custom.yaml").read_text())
+    assert shown.keys() - {"defaults", "_target_"} == Recipe.model_fields.keys()
+    for component, kind in {"vision_tower": Lora, "projector": Full, "llm": Lora}.items():
+        assert shown[component].keys() == kind.model_fields.keys(), component
 
 
 def test_each_component_has_a_base_of_its_own() -> None:

@@ -167,6 +167,13 @@ class Lora(Trains):
         "embeddings are, whatever the run's precision; null: in that"
     )
 
+    @model_validator(mode="after")
+    def _magnitudes_of_what_is_kept(self) -> Self:
+        if self.dora and self.base == "int8":
+            # PEFT dequantises for the magnitudes, and on a CPU puts back a weight that has lost its scales.
+            raise ValueError("dora does not work on a base in int8; take base=nf4 or bf16, or dora=false")
+        return self
+
     def select(self, component: Component) -> Selection:
         """See `Policy`."""
         from torch import nn
