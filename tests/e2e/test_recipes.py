@@ -4,10 +4,11 @@ One of each kind: tests/recipes trains, saves and reloads every shipped recipe i
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Ended, Typed, losses
+from tests.e2e.conftest import Ended, Typed, losses, typed_in
 from vlmft.config.app import load_config
 from vlmft.evaluation.generate import Answer, Evaluator
 from vlmft.train import TrainConfig
@@ -57,3 +58,22 @@ def test_trains_saves_and_answers_again(typed: Typed, words: tuple[str, ...]) ->
     if "recipe=projector" not in words:  # it learns little in five steps
         assert losses(ended.run)[-1] < losses(ended.run)[0]
     assert_answers_again(ended)
+
+
+@pytest.mark.slow
+def test_begins_where_an_earlier_run_ended(tmp_path: Path) -> None:
+    """What it answers before its first step is, word for word, what the earlier run answered after its last."""
+    first = typed_in(folder(tmp_path, "first"), "recipe=lora_vt_llm", *SHORT)
+    assert first.code == 0, first.err
+    words = (*SHORT, "evaluation.base=true", "seed=1", "trainer.max_steps=1")
+    second = typed_in(folder(tmp_path, "second"), "recipe=lora_vt_llm", f"model.adapter={first.run}", *words)
+    assert second.code == 0, second.err
+    before, after = second.run / "predictions" / "base.jsonl", first.run / "predictions" / "tuned.jsonl"
+    assert before.read_text() == after.read_text()
+    assert json.loads((second.run / "final" / "vlmft.json").read_text())["model"]["adapter"] is None
+    assert_answers_again(second)
+
+
+def folder(path: Path, name: str) -> Path:
+    (path / name).mkdir()
+    return path / name
