@@ -1,4 +1,4 @@
-"""Folders that are made once and kept: generated data and tiny checkpoints."""
+"""Folders that are made once and kept: generated data, tiny checkpoints, indexes of data files."""
 
 import os
 import shutil

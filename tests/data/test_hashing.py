@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from tests.data.making import Listed, in_new_process, numbered
-from vlmft.data.hashing import id_hashes, mix, mix_each, salt
+from tests.data.making import Listed, in_new_process, numbered, qa
+from vlmft.data.hashing import hash_texts, id_hashes, mix, mix_each, salt
 
 _CODE = """
 import json
@@ -26,6 +26,23 @@ def test_splitmix64_is_the_published_one():
 def test_hashes_depend_on_the_id_alone():
     assert id_hashes(numbered(3), [2]).tolist() == id_hashes(numbered(9), range(2, 3)).tolist()
     assert id_hashes(Listed(["\ud83d"]), [0]).dtype == np.uint64
+
+
+def test_the_hash_of_an_id_is_the_one_that_runs_rely_on():
+    # Recorded: another hash would move every split, share and order.
+    assert [hex(x) for x in hash_texts(["mine/0", "mine/é", ""]).tolist()] == [
+        "0xa72cbed15e33e152",
+        "0x830ba6f199a9ff3e",
+        "0xb4b2797457a0a6e4",
+    ]
+
+
+def test_a_source_that_has_its_hashes_is_asked_for_them(dataset):
+    source = dataset([qa(id="b"), qa(), qa(id=7)])
+    assert id_hashes(source, range(3)).tolist() == hash_texts(["mine/b", "mine/1", "mine/7"]).tolist()
+    with_hashes = Listed(["x"])
+    with_hashes.id_hashes = lambda rows: np.arange(5, dtype=np.uint64)
+    assert id_hashes(with_hashes, range(1)).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_numbers_are_mixed_in_one_by_one():

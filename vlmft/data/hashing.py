@@ -4,7 +4,8 @@ Nothing here depends on the process, on Python's own `hash` or on which other sa
 """
 
 import hashlib
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -15,11 +16,29 @@ Hashes: TypeAlias = np.ndarray[Any, np.dtype[np.uint64]]
 _MASK = (1 << 64) - 1
 
 
+@runtime_checkable
+class Hashed(Protocol):
+    """A source that has its ids' hashes at hand."""
+
+    def id_hashes(self, rows: Rows) -> Hashes:
+        """What `id_hashes` gives."""
+        ...
+
+
 def id_hashes(source: Source, rows: Rows) -> Hashes:
-    """Hash the sample ids of `rows` (BLAKE2b, 8 bytes); about a microsecond each."""
+    """Hash the sample ids of `rows`; about a microsecond each where the source does not have them at hand."""
+    return source.id_hashes(rows) if isinstance(source, Hashed) else hash_texts(source.sample_id(int(r)) for r in rows)
+
+
+def hash_texts(texts: Iterable[str]) -> Hashes:
+    """The hash of each text."""
+    return np.frombuffer(digests(texts), dtype="<u8").astype(np.uint64)
+
+
+def digests(texts: Iterable[str]) -> bytes:
+    """The hash of each text (BLAKE2b) as 8 bytes, little-endian, one after the other."""
     blake = hashlib.blake2b
-    digests = [blake(source.sample_id(int(row)).encode(errors="surrogatepass"), digest_size=8).digest() for row in rows]
-    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
+    return b"".join([blake(text.encode(errors="surrogatepass"), digest_size=8).digest() for text in texts])
 
 
 def mix(hashes: Hashes, *numbers: int) -> Hashes:

@@ -56,7 +56,7 @@ class JsonDataset(DatasetSpec, abstract=True):
         if not media_dir.is_dir():
             raise DataError(f"{name}: media_dir {media_dir} is not a folder; give the folder that the media lie in")
         try:
-            rows, parser = read_json_rows(data_file), self.parser()
+            rows, parser = read_json_rows(data_file, name), self.parser()
         except DataError as error:
             raise DataError(*(f"{name}: {problem}" for problem in error.problems)) from error
         source = RowSource(name, rows, parser, media_dir.resolve(), self.rules, self.system_prompt, self.allow_urls)

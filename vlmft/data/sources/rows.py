@@ -5,16 +5,17 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from vlmft.config.media import MediaRules
-from vlmft.data.hashing import id_hashes
+from vlmft.data.hashing import Hashes, hash_texts, id_hashes
 from vlmft.data.media.paths import is_fetchable, is_url, resolve_frames, resolve_media
 from vlmft.data.media.remote import fetch
 from vlmft.data.problems import naming_sample
 from vlmft.data.sources.parsed import Parser, Reference, Turn, shown
+from vlmft.data.spec import Rows
 from vlmft.errors import DataError
 from vlmft.types import Image, Media, Message, Sample, Video
 
@@ -50,6 +51,15 @@ class Table(Protocol):
 
     def fingerprint(self) -> dict[str, str | int]:
         """`sha256` of what the rows are read from, and number of `rows`."""
+        ...
+
+
+@runtime_checkable
+class HashedTable(Protocol):
+    """A table that has its ids' hashes at hand."""
+
+    def id_hashes(self, name: str, rows: Rows) -> Hashes:
+        """The hashes of the ids that rows have in a run of the entry `name`."""
         ...
 
 
@@ -95,6 +105,12 @@ class RowSource:
             messages.insert(0, Message("system", (self.system_prompt,)))
         return Sample(sample_id, tuple(messages), place, self.rules, parsed.target)
 
+    def id_hashes(self, rows: Rows) -> Hashes:
+        """The hashes of the rows' ids; see `vlmft.data.hashing.id_hashes`."""
+        if isinstance(self.table, HashedTable):
+            return self.table.id_hashes(self.name, rows)
+        return hash_texts(self.sample_id(int(row)) for row in rows)
+
     def check_row(self, row: int) -> None:
         """Raise `SampleError` where the row itself is malformed; touches no medium."""
         with naming_sample(self.sample_id(row), self.table.place(row)):
@@ -118,10 +134,11 @@ class RowSource:
     def refuse_duplicate_ids(self) -> None:
         """Raise `DataError` where two rows would have the same id in a run."""
         hashes = id_hashes(self, range(len(self)))
-        _, first, times = np.unique(hashes, return_index=True, return_counts=True)
-        if len(first) == len(hashes):
+        ascending = np.sort(hashes)
+        repeated = ascending[1:][ascending[1:] == ascending[:-1]]
+        if not len(repeated):
             return
-        twice = np.flatnonzero(np.isin(hashes, hashes[first[times > 1]]))
+        twice = np.flatnonzero(np.isin(hashes, repeated))
         seen: dict[str, int] = {}
         problems: list[str] = []
         for row in twice.tolist():
