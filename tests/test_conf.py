@@ -21,6 +21,7 @@ from vlmft.preview import PreviewConfig
 from vlmft.recipes.recipe import Rate
 from vlmft.report import ReportConfig
 from vlmft.train import TrainConfig
+from vlmft.validate import ValidateConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = {
@@ -232,7 +233,7 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     files = [*(set(CONF.rglob("*.yaml")) - of_hydra), *(CONF.parent / "registry").rglob("*.yaml")]
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
-    commands = {MergeConfig, PreviewConfig, ReportConfig}
+    commands = {MergeConfig, PreviewConfig, ReportConfig, ValidateConfig}
     fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | commands
     by_hand = {Rate}  # recipe.rates=[{match: norm, lr: 1e-6}]
     assert all_specs() - named - users - fixed == by_hand

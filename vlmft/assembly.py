@@ -12,6 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlmft.checking.quarantine import QUARANTINE, Quarantine
+from vlmft.data.check import examine
+from vlmft.data.problems import SampleError
 from vlmft.data.run_data import RunData, open_run_data
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
@@ -126,10 +129,10 @@ def check_encoding(config: "TrainConfig", data: RunData, encoder: Encoder) -> No
     for position in range(len(data.mixture)):
         if time.monotonic() > end or len(problems) > config.max_bad_samples + 20:
             break
-        try:
-            encoder.count(data.mixture.read(data.mixture.at(position)))
-        except DataError as error:
-            problems[getattr(error, "sample_id", "")] = str(error)
+        ref = data.mixture.at(position)
+        found = examine(data.mixture.parts[ref.part].source, ref.row, encoder.count)
+        if isinstance(found, SampleError):
+            problems[found.sample_id] = str(found)
     if len(problems) > config.max_bad_samples:
         raise DataError(*problems.values())
 
@@ -223,7 +226,7 @@ def sft_trainer(
     console: "Console",
     start: "Committed | None",
 ) -> "Iterator[tuple[SftTrainer, Checkpoints]]":
-    """The trainer and its checkpoints, beginning at `start`; on rank 0 with metrics.jsonl and progress bar open."""
+    """The trainer and its checkpoints, beginning at `start`; on rank 0 with its files and the progress bar open."""
     from vlmft.recipes.groups import parameter_groups
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.progress import TrainingProgress
@@ -248,10 +251,14 @@ def sft_trainer(
         if rank() == 0:
             metrics = stack.enter_context(folder.open_metrics())
             progress = stack.enter_context(TrainingProgress(plan.num_steps, console))
+            begins = start.step if start else 0
+            quarantine = stack.enter_context(contextlib.closing(Quarantine(folder.path / QUARANTINE, begins)))
             started = time.time()
 
-            def on_log(figures: dict[str, float]) -> None:
+            def on_log(figures: dict[str, Any]) -> None:
                 metrics.append({"step": figures["step"], "time": round(time.time() - started, 4)} | figures)
+                if "bad_sample" in figures:
+                    quarantine.add(figures["step"], figures["bad_sample"], figures["reason"])
                 progress.show(figures)
 
             parts.on_log = on_log

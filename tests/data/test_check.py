@@ -12,7 +12,7 @@ def read_fully(source, row):
     sample = source[row]
     with naming_sample(sample.id, sample.place):
         for image in sample.images:
-            open_image(image.path)
+            open_image(image)
 
 
 def rows_of(source):
@@ -124,7 +124,7 @@ def test_the_limit_holds_for_media_too(dataset, media):
 
 def test_a_shared_picture_is_decoded_once(dataset, media, monkeypatch):
     decoded = []
-    monkeypatch.setattr(module, "open_image", lambda path: decoded.append(path))
+    monkeypatch.setattr(module, "open_image", lambda medium: decoded.append(medium.path))
     check([rows_of(dataset([qa(f"Q{i}", image="a.png") for i in range(300)]))], 10)
     assert decoded == [media / "a.png"]
 

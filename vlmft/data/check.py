@@ -1,14 +1,15 @@
 """Look at the data before a run does: every row's structure first, then every medium, within a given time.
 
-Pictures are decoded; of a video its container is read, and its frames when it is trained on.
+Pictures are decoded; of a video its container is read, and its frames when it is trained on. `examine` is how anything
+looks at a sample before training: this check, the one that counts tokens, and `python -m vlmft.validate`.
 """
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from vlmft.data.problems import SampleError, naming_sample
 from vlmft.data.spec import Rows, Source
 from vlmft.errors import DataError
 from vlmft.types import Image, Media, Sample
+
+T = TypeVar("T")
 
 _STRIDE = 64  # samples between two looks at the clock
 
@@ -40,6 +43,28 @@ class CheckReport:
     total: int
     complete: bool
     parsed: int = 0
+
+
+def examine(source: Source, row: int, look: Callable[[Sample], T]) -> T | SampleError:
+    """Read one sample and look at it: what `look` finds, or, in training's own words, why it cannot be used.
+
+    Args:
+        look: raises `DataError` where it finds the sample bad.
+    """
+    try:
+        sample = source[row]
+    except SampleError as error:
+        return error
+    return look_at(sample, look)
+
+
+def look_at(sample: Sample, look: Callable[[Sample], T]) -> T | SampleError:
+    """As `examine`, of a sample that has been read."""
+    try:
+        with naming_sample(sample.id, sample.place):
+            return look(sample)
+    except SampleError as error:
+        return error
 
 
 def check(sources: Sequence[tuple[Source, Rows]], budget_s: float, limit: int = 20) -> CheckReport:
@@ -64,8 +89,8 @@ class _Check:
         self.sources = [source for source, _ in sources]
         self.end, self.limit = end, limit
         self.bad: dict[tuple[int, int], str] = {}
-        # A damaged picture may belong to many samples, but need not be decoded for each.
-        self.media_problems: dict[Path, str | None] = {}
+        # A damaged file may belong to many samples, but need not be decoded for each.
+        self.decoded: dict[Media | int, str | None] = {}
         source = np.repeat(np.arange(len(sources)), [len(rows) for _, rows in sources])
         row = np.concatenate([np.asarray(rows, dtype=np.int64) for _, rows in sources])
         order = np.argsort(mix(np.concatenate([id_hashes(*pair) for pair in sources]), salt("check")), kind="stable")
@@ -77,7 +102,10 @@ class _Check:
             if self._is_over():
                 return done
             for index, row in self.where[done : done + _STRIDE].tolist():
-                self._note(index, row, self._structure_problem(index, row))
+                try:
+                    self.sources[index].check_row(row)
+                except SampleError as error:
+                    self.bad[index, row] = str(error)
         return len(self.where)
 
     def media(self) -> int:
@@ -86,49 +114,43 @@ class _Check:
             for done in range(0, len(self.where), _STRIDE):
                 if self._is_over():
                     return done
-                stride = [(index, row) for index, row in self.where[done : done + _STRIDE].tolist()]
-                samples = {where: self._read(*where) for where in stride if where not in self.bad}
-                self._look_at({item.path: item for sample in samples.values() if sample for item in sample.media}, pool)
-                for (index, row), sample in samples.items():
-                    if sample:
-                        self._note(index, row, self._media_problem(sample))
+                self._media_of([(i, row) for i, row in self.where[done : done + _STRIDE].tolist()], pool)
         return len(self.where)
 
     def _is_over(self) -> bool:
         return time.monotonic() >= self.end or len(self.bad) >= self.limit
 
-    def _note(self, index: int, row: int, problem: str | None) -> None:
-        if problem is not None:
-            self.bad[index, row] = problem
+    def _media_of(self, stride: list[tuple[int, int]], pool: ThreadPoolExecutor) -> None:
+        """Read some samples, decode all their media, then judge each sample."""
+        read = {where: examine(self.sources[where[0]], where[1], _itself) for where in stride if where not in self.bad}
+        media = [medium for found in read.values() if isinstance(found, Sample) for medium in found.media]
+        self._decode({_key(medium): medium for medium in media}, pool)
+        for where, found in read.items():
+            judged = look_at(found, self._refuse_damage) if isinstance(found, Sample) else found
+            if judged is not None:
+                self.bad[where] = str(judged)
+        for medium in media:
+            if medium.data is not None:
+                self.decoded.pop(_key(medium), None)
 
-    def _structure_problem(self, index: int, row: int) -> str | None:
-        try:
-            self.sources[index].check_row(row)
-        except SampleError as error:
-            return str(error)
-        return None
+    def _decode(self, media: dict[Media | int, Media], pool: ThreadPoolExecutor) -> None:
+        new = {key: medium for key, medium in media.items() if key not in self.decoded}
+        large = [key for key, medium in new.items() if _is_large(medium)]
+        self.decoded.update(zip(large, pool.map(lambda key: _problem(new[key]), large), strict=True))
+        self.decoded.update((key, _problem(medium)) for key, medium in new.items() if key not in self.decoded)
 
-    def _read(self, index: int, row: int) -> Sample | None:
-        try:
-            return self.sources[index][row]
-        except SampleError as error:
-            self._note(index, row, str(error))
-            return None
+    def _refuse_damage(self, sample: Sample) -> None:
+        for problem in filter(None, (self.decoded[_key(medium)] for medium in sample.media)):
+            raise DataError(problem)  # the first alone, as reading would
 
-    def _look_at(self, media: dict[Path, Media], pool: ThreadPoolExecutor) -> None:
-        new = {path: medium for path, medium in media.items() if path not in self.media_problems}
-        large = [path for path, medium in new.items() if _is_large(medium)]
-        self.media_problems.update(zip(large, pool.map(lambda path: _problem(new[path]), large), strict=True))
-        self.media_problems.update((p, _problem(medium)) for p, medium in new.items() if p not in self.media_problems)
 
-    def _media_problem(self, sample: Sample) -> str | None:
-        try:
-            with naming_sample(sample.id, sample.place):
-                for problem in filter(None, (self.media_problems[item.path] for item in sample.media)):
-                    raise DataError(problem)  # the first alone, as reading would
-        except SampleError as error:
-            return str(error)
-        return None
+def _itself(sample: Sample) -> Sample:
+    return sample
+
+
+def _key(medium: Media) -> Media | int:
+    """What tells a medium from others: the file, or the very object where it is none."""
+    return medium if medium.data is None else id(medium)
 
 
 def _is_large(medium: Media) -> bool:
