@@ -150,6 +150,20 @@ def test_magnitudes_start_from_the_rounded_weights() -> None:
         torch.testing.assert_close(logits(model, batch), logits(rounded_base(LLM_NARROW), batch), rtol=1e-5, atol=1e-5)
 
 
+def test_an_embedding_that_scales_is_left_alone_and_so_is_the_head_tied_to_it() -> None:
+    """Gemma 3's would scale in bf16."""
+    config = compose("model=tiny_gemma3", "precision=fp32", "recipe=lora_llm", "recipe.llm.base=bf16")
+    model, expected = with_recipe(config).eval(), config.model.load_model(CPU).eval()
+    narrow = {original_name(name) for name, p in model.named_parameters() if p.dtype == torch.bfloat16}
+    assert narrow and not [name for name in narrow if "embed_tokens" in str(name)]
+    for name in narrow:
+        weight = expected.get_parameter(name)
+        weight.data = weight.data.bfloat16().float()
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
+
+
 def test_a_component_without_such_layers_is_refused() -> None:
     config = compose("recipe=lora_llm", "recipe.vision_tower.base=bf16")
     model = config.model.load_model(CPU)

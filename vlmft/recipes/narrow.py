@@ -63,10 +63,13 @@ def keep_narrow(component: Component, dtype: torch.dtype | None) -> list[Tensor]
     Raises:
         ConfigError: the component has none.
     """
+    # A class derived from these may use its weight in its own way; where the head is tied to one, it stays wide too.
+    plain = [m for m in component.modules.values() if type(m) in (nn.Linear, nn.Embedding)]
+    others = {id(p) for m in component.modules.values() if m not in plain for p in m.parameters(recurse=False)}
     kept: list[Tensor] = []
-    for module in component.modules.values():
-        # A class derived from these may use its weight in its own way.
-        if not isinstance(module, nn.Linear | nn.Embedding) or type(module) not in (nn.Linear, nn.Embedding):
+    for module in plain:
+        assert isinstance(module, nn.Linear | nn.Embedding)
+        if id(module.weight) in others:
             continue
         module.weight.data = module.weight.data.to(KEPT_IN)
         kept.append(module.weight)
