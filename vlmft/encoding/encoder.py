@@ -124,7 +124,7 @@ class Encoder:
         with naming_sample(sample.id, sample.place):
             if sample.target is not None:
                 raise DataError(
-                    f"it {_NO_ANSWER[type(sample.target)]}; trainer=sft learns from answers: take an entry that has some"
+                    f"it {_NO_ANSWER[type(sample.target)]}; trainer=sft learns from answers: take another entry"
                 )
             sample, media = self.planner.plan(sample, key)
             rendered = self.chat.render(sample)
