@@ -45,6 +45,11 @@ FAMILIES = [
         ("red<end_of_utterance>", "a black shape<end_of_utterance>"),
         mixed=False,
     ),
+    Family(
+        "llava_onevision",
+        "LlavaOnevisionForConditionalGeneration",
+        ("red<|im_end|>", "a black shape<|im_end|>"),
+    ),
     Family("llava15", "LlavaForConditionalGeneration", ("red</s>", "a black shape</s>"), video=False),
 ]
 

@@ -20,6 +20,7 @@ from tests.models.families import (
     video,
 )
 from tests.support import CPU
+from vlmft.encoding.encoder import Encoded
 from vlmft.models.components import parameters_by_component
 from vlmft.types import Image, Message, Sample
 
@@ -134,3 +135,28 @@ def test_transformers_reads_the_tiny_checkpoint(family: Family) -> None:
     assert type(model).__name__ == family.model_class
     assert not found["missing_keys"] and not found["unexpected_keys"] and not found["mismatched_keys"]
     assert sum(p.numel() for p in model.parameters()) < 3_000_000
+
+
+@each
+@torch.no_grad()
+def test_a_sample_s_logits_do_not_depend_on_its_batch(family: Family, tmp_path: Path) -> None:
+    """Texts, one picture, several, videos of different lengths: padded side by side, each is as it is by itself."""
+    samples = [
+        asked("What colour is the shape?"),
+        asked(picture(tmp_path, 300, 100), "What colour?"),
+        asked(picture(tmp_path, 56, 56, 1), "Like", picture(tmp_path, 84, 200, 2), "?"),
+        asked(picture(tmp_path, 60, 60, 3), "?", answer="no"),
+    ]
+    if family.video:
+        samples += [asked(video(tmp_path, frames, 56, 84), "What happens?") for frames in (4, 7)]
+    model = family.spec.load_model(CPU).eval()
+    encoder, collator, processor = encoder_of(family), collator_of(family), processor_of(family.name)
+    encoded = [encoder.encode(sample) for sample in samples]
+
+    def logits(group: list[Encoded]) -> torch.Tensor:
+        inputs = family.spec.model_inputs(processor, collator(group).inputs)
+        return model(**inputs, use_cache=False).logits
+
+    together = logits(encoded)
+    for row, sample in zip(together, encoded, strict=True):
+        torch.testing.assert_close(row[: sample.num_tokens], logits([sample])[0], rtol=1e-3, atol=2e-4)

@@ -35,7 +35,7 @@ class Encoded:
     supervised: "Tensor"
     """bool [S]; the tokens that the loss asks for."""
     media: list[Media]
-    """In reading order."""
+    """In the order of the text."""
     num_vision_tokens: int
 
     @property
@@ -98,8 +98,8 @@ class Encoder:
         self.time_limit = time_limit
         self.chat = ChatFormat(processor, processor.tokenizer)
         self.planner = MediaPlanner(family, processor)
-        written = sorted(family.placeholders(processor).values(), key=len, reverse=True)
-        self._placeholder = re.compile("|".join(map(re.escape, written)))
+        self._kinds = {written: kind for kind, written in family.placeholders(processor).items()}
+        self._placeholder = re.compile("|".join(map(re.escape, sorted(self._kinds, key=len, reverse=True))))
         self._features = family.feature_tokens(processor)
 
     def encode(self, sample: Sample, key: int | None = None) -> Encoded:
@@ -128,7 +128,7 @@ class Encoder:
                 )
             sample, media = self.planner.plan(sample, key)
             rendered = self.chat.render(sample)
-            text, spans = self._with_media(rendered.text, media, rendered.spans)
+            media, text, spans = self._with_media(rendered.text, media, rendered.spans)
             tokens = self.chat.tokenize(Rendered(rendered.id, text, spans))
             return self._repeated(sample, media, tokens.ids, tokens.supervised)
 
@@ -141,7 +141,7 @@ class Encoder:
         with naming_sample(sample.id, sample.place):
             sample, media = self.planner.plan(sample, None)
             # An answer holds no medium (`ChatFormat` refuses it), so every medium stands in the prompt.
-            text, _ = self._with_media(self.chat.prompt(sample), media)
+            media, text, _ = self._with_media(self.chat.prompt(sample), media)
             ids = self.chat.tokenize_prompt(text)
             return self._decoded(self._repeated(sample, media, ids, [False] * len(ids)))
 
@@ -158,26 +158,35 @@ class Encoder:
 
     def _with_media(
         self, text: str, media: Sequence[PlannedMedium], spans: Sequence[Span] = ()
-    ) -> tuple[str, tuple[Span, ...]]:
+    ) -> tuple[list[PlannedMedium], str, tuple[Span, ...]]:
         """Put what each medium becomes in its placeholder's stead; the answers' `spans` move along.
 
-        No other text can hold a placeholder: `ChatFormat` refuses it.
+        Some templates write all pictures before all videos, so a placeholder takes the next medium of its own kind. No
+        other text can hold a placeholder: `ChatFormat` refuses it.
+
+        Returns:
+            The media in the order of the text, the text, and the spans.
         """
         found = list(self._placeholder.finditer(text))
-        if len(found) != len(media):
+        waiting = {kind: [item for item in media if item.kind == kind] for kind in self._kinds.values()}
+        ordered: list[PlannedMedium] = []
+        for place in found:
+            ordered += waiting[self._kinds[place[0]]][:1]
+            del waiting[self._kinds[place[0]]][:1]
+        if not len(found) == len(ordered) == len(media):
             raise DataError(
                 f"the chat template wrote {len(found)} placeholders for {len(media)} pictures and videos; the "
                 "checkpoint's template cannot render this sample"
             )
         pieces: list[str] = []
         ends, shifts = [0], [0]
-        for place, item in zip(found, media, strict=True):
+        for place, item in zip(found, ordered, strict=True):
             pieces += [text[ends[-1] : place.start()], item.written.text]
             ends.append(place.end())
             shifts.append(shifts[-1] + len(item.written.text) - len(place[0]))
         pieces.append(text[ends[-1] :])
         moved = ((start, end, shifts[bisect_right(ends, start) - 1]) for start, end in spans)
-        return "".join(pieces), tuple((start + shift, end + shift) for start, end, shift in moved)
+        return ordered, "".join(pieces), tuple((start + shift, end + shift) for start, end, shift in moved)
 
     def _repeated(self, sample: Sample, media: list[PlannedMedium], ids: list[int], supervised: list[bool]) -> Counted:
         """Repeat each feature token as often as its medium has features."""

@@ -17,7 +17,7 @@ from vlmft.data.media.image import image_size, open_image
 from vlmft.data.media.video import choose_frames, probe_video, read_frames
 from vlmft.errors import DataError
 from vlmft.models.spec import Media as EncodedMedia
-from vlmft.models.spec import MediumText, ModelSpec
+from vlmft.models.spec import MediaKind, MediumText, ModelSpec
 from vlmft.types import Clip, Image, Media, Sample, Video
 
 if TYPE_CHECKING:
@@ -44,6 +44,11 @@ class PlannedMedium:
     """Seeds what is drawn for it; 0 where nothing is."""
     alone: bool = True
     """Of a picture: it is its sample's only one."""
+
+    @property
+    def kind(self) -> MediaKind:
+        """What its placeholder says that it is."""
+        return "image" if isinstance(self.medium, Image) else "video"
 
     def picture(self) -> "PIL.Image.Image":
         """A picture's pixels as the tower is to see them, before resizing. Raises `DataError` as `open_image`."""

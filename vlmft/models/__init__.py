@@ -3,6 +3,7 @@
 from vlmft.models.gemma3 import Gemma3, TinyGemma3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
+from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
@@ -10,6 +11,8 @@ from vlmft.models.smolvlm import SmolVLM, TinySmolVLM
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
 __all__ = [
+    "LlavaOnevision",
+    "TinyLlavaOnevision",
     "SmolVLM",
     "TinySmolVLM",
     "Gemma3",
