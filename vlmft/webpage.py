@@ -29,10 +29,10 @@ def data_uri(data: bytes, kind: str) -> str:
 
 def refuse_other_files(path: Path, maker: str, key: str) -> None:
     """Raise `ConfigError`, which names `key`, where there is something at `path` that is no page by `maker`."""
-    if path.is_dir():
-        raise ConfigError(f"{key}={path}: is a folder; name a file")
     if not path.exists():
         return
+    if not path.is_file():
+        raise ConfigError(f"{key}={path}: is no file; choose another name")
     try:
         with path.open("rb") as file:
             head = file.read(_HEAD_BYTES)
