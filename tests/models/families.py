@@ -24,6 +24,8 @@ class Family:
     model_class: str
     supervised: tuple[str, str]
     """What is trained of a conversation whose answers are "red" and "a black shape"."""
+    unreached: str | None = None
+    """What of it no gradient reaches, as a regular expression over names."""
     video: bool = True
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
@@ -49,8 +51,15 @@ FAMILIES = [
         "llava_onevision",
         "LlavaOnevisionForConditionalGeneration",
         ("red<|im_end|>", "a black shape<|im_end|>"),
+        unreached=r"vision_tower\..*post_layernorm\.",
     ),
-    Family("llava15", "LlavaForConditionalGeneration", ("red</s>", "a black shape</s>"), video=False),
+    Family(
+        "llava15",
+        "LlavaForConditionalGeneration",
+        ("red</s>", "a black shape</s>"),
+        unreached=r"vision_tower\..*(encoder\.layers\.2|post_layernorm)\.",
+        video=False,
+    ),
 ]
 
 

@@ -21,6 +21,7 @@ class AnyRes(ModelSpec, abstract=True):
         "projector": ("model.multi_modal_projector", "model.image_newline"),
         "llm": ("model.language_model", "lm_head"),
     }
+    bare_parameters: ClassVar = frozenset(("model.image_newline",))
     block_paths: ClassVar = {
         "vision_tower": "model.vision_tower.encoder.layers",
         "llm": "model.language_model.layers",

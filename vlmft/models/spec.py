@@ -80,6 +80,9 @@ class ModelSpec(Spec, abstract=True):
     block_paths: ClassVar[Mapping[str, str]]
     """Where each component keeps its list of transformer blocks."""
 
+    bare_parameters: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that hang on a module which holds components, not on one of their own."""
+
     coordinate_style: ClassVar[CoordinateStyle]
     """How the family was taught to write boxes and points."""
 

@@ -5,7 +5,9 @@ trains in full beside them lies in PEFT's `modules_to_save`: the original weight
 trainer's reference), and saving, merging and continuing are PEFT's own.
 """
 
+import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
@@ -17,6 +19,8 @@ from vlmft.recipes.recipe import Recipe
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "default"
 PEFT_PREFIX = "base_model.model."
@@ -46,10 +50,21 @@ def apply_recipe(model: Any, recipe: Recipe, family: ModelSpec, dtype: "torch.dt
 
 
 def select(model: Any, recipe: Recipe, family: ModelSpec) -> dict[str, Selection]:
-    """What each component's policy chooses in the unwrapped `model`."""
+    """What each component's policy chooses in the unwrapped `model`.
+
+    A parameter that is no module's only one (LLaVA-OneVision's mark after a row) stays frozen beside adapters, and a
+    warning says so: PEFT keeps copies of whole modules alone.
+    """
     policies = recipe.policies(family.component_paths)
     components = components_of(model, family)
-    return {name: policy.select(components[name]) for name, policy in policies.items()}
+    selections = {name: policy.select(components[name]) for name, policy in policies.items()}
+    if not recipe.adapters:
+        return selections
+    for name, selection in selections.items():
+        if bare := selection.full & family.bare_parameters:
+            logger.warning("%s stays frozen: PEFT keeps no copy of a bare parameter beside adapters", ", ".join(bare))
+            selections[name] = replace(selection, full=selection.full - bare)
+    return selections
 
 
 def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
@@ -58,7 +73,8 @@ def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
     parameters = parameters_by_component(model, paths)
     modules: dict[str, dict[str, nn.Module]] = {name: {} for name in paths}
     for name, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
+        own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)}
+        if own - family.bare_parameters:
             modules[component_of(name, paths)][name] = module
     norms = [name for name, _ in normalisation_modules(model)]
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
