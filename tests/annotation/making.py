@@ -35,13 +35,17 @@ def save_picture(path: Path, grey: int = 128, size: tuple[int, int] = (40, 30)) 
 
 
 def save_video(
-    path: Path, num_frames: int, fps: int = 10, codec: str = "libx264", gop: int = 10, size: tuple[int, int] = (64, 48)
+    path: Path, num_frames: int, fps: int = 10, codec: str = "", gop: int = 10, size: tuple[int, int] = (64, 48)
 ) -> Path:
-    """A video whose every frame differs from all others: a bar that grows on a noise that never repeats."""
+    """A video whose every frame differs from all others: a bar that grows on a noise that never repeats.
+
+    A keyframe stands at each `gop` frames. Default `codec`: H.264, in AVI MPEG-4.
+    """
+    codec = codec or ("mpeg4" if path.suffix == ".avi" else "libx264")
     path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)
     with av.open(str(path), "w") as file:
-        stream = file.add_stream(codec, rate=fps)
+        stream = file.add_stream(codec, rate=fps, options={"sc_threshold": "0"} if codec == "libx264" else {})
         stream.width, stream.height, stream.pix_fmt, stream.gop_size = *size, "yuv420p", gop
         for number in range(num_frames):
             pixels = np.repeat(np.repeat(random.integers(0, 256, (size[1] // 8, size[0] // 8, 3)), 8, 0), 8, 1)

@@ -108,8 +108,8 @@ def test_no_more_requests_at_a_time_than_allowed(run: Run, images: Path) -> None
         ),
         (
             Reply({name: value for name, value in CAPTION.items() if name != "visibility"} | {"visible": "good"}),
-            "it has no 'visibility'; expected one of \"good\", \"bad\"; it has the key 'visible', which the schema does "
-            "not name; did you mean visibility?",
+            "it has no 'visibility'; expected one of \"good\", \"bad\"; it has the key 'visible', which the schema "
+            "does not name; did you mean visibility?",
         ),
         (
             Reply(CAPTION | {"rule_violations": ["littering"]}),
