@@ -40,7 +40,7 @@ def budget(min_pixels: int | None = None, max_pixels: int | None = None, **image
 def inputs(family: Qwen25VL, processor: Any, pictures: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
     """What the model gets of pictures, the way a run computes it."""
     tokens = torch.full((1, 1), processor.image_token_id)
-    media = [family.encode_image(processor, picture, family.image) for picture in pictures]
+    media = [family.encode_image(processor, np.array(picture), family.image) for picture in pictures]
     assert all(item["patches"].dtype == torch.uint8 for item in media)
     return family.model_inputs(processor, family.collate(processor, tokens, media))
 
@@ -76,7 +76,7 @@ def test_other_means_and_rescaling_are_the_checkpoint_s() -> None:
 def test_tokens_predicted_from_the_size_are_the_real_ones(size: tuple[int, int]) -> None:
     processor, picture = tiny_processor(), noise(*size)
     predicted = tiny().image_text(processor, size, PixelBudget()).num_features
-    media = tiny().encode_image(processor, picture, PixelBudget())
+    media = tiny().encode_image(processor, np.array(picture), PixelBudget())
     assert predicted == len(media["patches"]) // 4 == media["grid"].prod() // 4
     official = processor(text=["<|image_pad|>"], images=[picture], return_tensors="pt")
     assert predicted == official["input_ids"].shape[1]
@@ -149,7 +149,9 @@ def test_a_batch_without_a_picture_brings_no_pixels() -> None:
 def test_the_batch_is_left_as_it_was() -> None:
     processor = tiny_processor()
     collated = tiny().collate(
-        processor, torch.zeros(1, 1, dtype=torch.long), [tiny().encode_image(processor, noise(56, 56), PixelBudget())]
+        processor,
+        torch.zeros(1, 1, dtype=torch.long),
+        [tiny().encode_image(processor, np.array(noise(56, 56)), PixelBudget())],
     )
     before = {name: tensor.clone() for name, tensor in collated.items()}
     tiny().model_inputs(processor, collated)
@@ -172,7 +174,7 @@ def test_a_fixed_size_is_rounded_to_whole_blocks(size: tuple[int, int], seen: tu
     processor = family.load_processor()
     for original in ((300, 40), (56, 56), (1000, 1000)):
         assert family.seen_image(processor, original, family.image) == seen
-        media = family.encode_image(processor, noise(*original), family.image)
+        media = family.encode_image(processor, np.array(noise(*original)), family.image)
         assert media["grid"].tolist() == [1, seen[0] // 14, seen[1] // 14]
         assert family.image_text(processor, original, family.image).num_features == seen[0] * seen[1] // 784
 
@@ -267,9 +269,9 @@ def test_pictures_and_videos_of_a_batch_keep_their_order() -> None:
     processor = tiny_processor()
     media = [
         tiny().encode_video(processor, frames(4, 56, 84), clip(4, 56, 84), VideoRule()),
-        tiny().encode_image(processor, noise(56, 56), PixelBudget()),
+        tiny().encode_image(processor, np.array(noise(56, 56)), PixelBudget()),
         tiny().encode_video(processor, frames(2, 28, 28), clip(2, 28, 28, 8.0), VideoRule()),
-        tiny().encode_image(processor, noise(84, 56), PixelBudget()),
+        tiny().encode_image(processor, np.array(noise(84, 56)), PixelBudget()),
     ]
     inputs = tiny().collate(processor, torch.zeros(1, 1, dtype=torch.long), media)
     assert inputs["image_grid_thw"].tolist() == [[1, 4, 4], [1, 6, 4]]

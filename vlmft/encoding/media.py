@@ -5,7 +5,7 @@ Everything here reads headers alone, so counting a sample's tokens and encoding 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,15 +13,12 @@ from vlmft.config.media import MediaRules
 from vlmft.data.hashing import mix, salt
 from vlmft.data.media.augment import View, augmented, draw_view
 from vlmft.data.media.coordinates import marked_boxes, rewrite
-from vlmft.data.media.image import image_size, open_image
+from vlmft.data.media.image import image_size, open_pixels
 from vlmft.data.media.video import choose_frames, probe_video, read_frames
 from vlmft.errors import DataError
 from vlmft.models.spec import Media as EncodedMedia
-from vlmft.models.spec import MediaKind, MediumText, ModelSpec
+from vlmft.models.spec import MediaKind, MediumText, ModelSpec, Pixels
 from vlmft.types import Clip, Image, Media, Sample, Video
-
-if TYPE_CHECKING:
-    import PIL.Image
 
 _AUGMENT = salt("augment")
 
@@ -50,13 +47,13 @@ class PlannedMedium:
         """What its placeholder says that it is."""
         return "image" if isinstance(self.medium, Image) else "video"
 
-    def picture(self) -> "PIL.Image.Image":
-        """A picture's pixels as the tower is to see them, before resizing. Raises `DataError` as `open_image`."""
+    def picture(self) -> Pixels:
+        """A picture as the tower is to see it, before resizing. Raises `DataError` as `open_pixels`."""
         assert isinstance(self.medium, Image)
-        return augmented(open_image(self.medium), self.view, self.rules.augment, self.key)
+        return augmented(open_pixels(self.medium), self.view, self.rules.augment, self.key)
 
-    def video(self) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-        """A video's chosen frames, [T, H, W, 3], before resizing. Raises `DataError` as `read_frames`."""
+    def video(self) -> Pixels:
+        """A video's chosen frames, before resizing. Raises `DataError` as `read_frames`."""
         assert isinstance(self.medium, Video) and self.frames is not None
         decoder = self.rules.video.decoder or "pyav"
         return augmented(read_frames(self.medium, self.frames, decoder), self.view, self.rules.augment, self.key)

@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.models.pixels import as_pictures, image_pixels, normalised, refuse_budget
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
@@ -57,14 +55,14 @@ class AnyRes(ModelSpec, abstract=True):
         dropped = processor.vision_feature_select_strategy == "default"
         return MediumText(processor.image_token, (features - dropped,))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [tiles, C, H, W], the whole first; `size` [2] is the original's."""
         import torch
 
-        found = image_pixels(processor, image)
+        found = image_pixels(processor, picture)
         return {"pixels": found["pixel_values"][0], "size": torch.as_tensor(found["image_sizes"])[0]}
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`."""
         return as_pictures(media["pixels"])
 

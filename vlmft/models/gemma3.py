@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.models.pixels import as_pictures, image_pixels, normalised, refuse_budget
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
 from vlmft.models.tiny import TinyCheckpoint
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
@@ -58,11 +56,11 @@ class Gemma3(ModelSpec):
         text = f"\n\n{tokenizer.boi_token}{tokenizer.image_token}{tokenizer.eoi_token}\n\n"
         return MediumText(text, (processor.image_seq_length,))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [1, C, H, W]."""
-        return {"pixels": image_pixels(processor, image)["pixel_values"]}
+        return {"pixels": image_pixels(processor, picture)["pixel_values"]}
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`."""
         return as_pictures(media["pixels"])
 

@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
 from vlmft.models.pixels import as_pictures, image_pixels, normalised
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
@@ -71,12 +69,12 @@ class Idefics(ModelSpec, abstract=True):
         )
         return MediumText(f"{text}\n{whole}", (features,) * (rows * columns + 1))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [tiles, C, H, W], the whole last."""
         size = {"longest_edge": self._longest(processor, budget)}
-        return {"pixels": image_pixels(processor, image, size=size, do_pad=False)["pixel_values"][0]}
+        return {"pixels": image_pixels(processor, picture, size=size, do_pad=False)["pixel_values"][0]}
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`."""
         return as_pictures(media["pixels"])
 

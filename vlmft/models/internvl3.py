@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
 from vlmft.models.pixels import as_pictures, image_pixels, keep_frame_rule, normalised, refuse_budget, video_pixels
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
@@ -80,18 +78,16 @@ class InternVL3(ModelSpec):
         text = "\n".join(f"Frame{number}: {frame.text}" for number in range(1, clip.num_frames + 1))
         return MediumText(text, frame.runs * clip.num_frames)
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [tiles, C, H, W]."""
         low, high = self._tile_bounds(processor, budget)
-        return {"pixels": image_pixels(processor, image, min_patches=low, max_patches=high)["pixel_values"]}
+        return {"pixels": image_pixels(processor, picture, min_patches=low, max_patches=high)["pixel_values"]}
 
-    def encode_video(
-        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
-    ) -> Media:
+    def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [frames, C, H, W]."""
         return {"frames": video_pixels(processor, frames)["pixel_values_videos"][0]}
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`."""
         return as_pictures(media["pixels" if "pixels" in media else "frames"])
 

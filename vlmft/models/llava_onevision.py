@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 from vlmft.config.media import PixelBudget
 from vlmft.models.anyres import AnyRes, tile_of
 from vlmft.models.pixels import as_pictures, keep_frame_rule, normalised, refuse_budget, video_pixels
-from vlmft.models.spec import Media, MediaKind, MediumText
+from vlmft.models.spec import Media, MediaKind, MediumText, Pixels
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     import torch
     from torch import Tensor
 
@@ -67,24 +65,24 @@ class LlavaOnevision(AnyRes):
         side = math.ceil(math.isqrt(processor.num_image_tokens) / 2)
         return MediumText(processor.video_token, (clip.num_frames * side * side + 1,))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
         """See `AnyRes`. `alone` [1] says whether it was cut into tiles."""
+        import PIL.Image
         import torch
 
         if alone:
-            return super().encode_image(processor, image, budget) | {"alone": torch.tensor([True])}
-        part = processor.image_processor  # a list of two tells it that the picture is one of several
+            return super().encode_image(processor, picture, budget) | {"alone": torch.tensor([True])}
+        part, image = processor.image_processor, PIL.Image.fromarray(picture)
+        # A list of two tells it that the picture is one of several.
         found = part(images=[[image, image]], do_rescale=False, do_normalize=False, return_tensors="pt")
         size = torch.as_tensor(found["image_sizes"])[0]
         return {"pixels": found["pixel_values"][0], "size": size, "alone": torch.tensor([False])}
 
-    def encode_video(
-        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
-    ) -> Media:
+    def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `ModelSpec`. `frames` is uint8 [frames, C, H, W]."""
         return {"frames": video_pixels(processor, frames)["pixel_values_videos"][0]}
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`."""
         return as_pictures(media["frames"]) if "frames" in media else super().shown(processor, media)
 

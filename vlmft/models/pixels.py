@@ -8,25 +8,26 @@ from typing import TYPE_CHECKING, Any
 
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
+from vlmft.models.spec import Pixels
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
-def image_pixels(processor: Any, image: "PIL.Image.Image", **options: Any) -> dict[str, Any]:
+def image_pixels(processor: Any, picture: Pixels, **options: Any) -> dict[str, Any]:
     """What the image processor makes of one picture; `pixel_values` stay uint8.
 
     Args:
         options: of the image processor, where they differ from its own.
     """
+    import PIL.Image
+
     options = dict(getattr(type(processor), "images_kwargs", {})) | options
-    part = processor.image_processor
+    part, image = processor.image_processor, PIL.Image.fromarray(picture)
     return dict(part(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt", **options))
 
 
-def video_pixels(processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", **options: Any) -> dict[str, Any]:
+def video_pixels(processor: Any, frames: Pixels, **options: Any) -> dict[str, Any]:
     """What the video processor makes of one video's chosen frames, [T, H, W, 3]; `pixel_values_videos` stay uint8."""
     import torch
 
@@ -44,9 +45,9 @@ def normalised(part: Any, pixels: "Tensor") -> "Tensor":
     return found
 
 
-def as_pictures(pixels: "Tensor") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def as_pictures(pixels: "Tensor") -> Pixels:
     """uint8 pixels [N, C, H, W] as pictures [N, H, W, C]."""
-    found: np.ndarray[Any, np.dtype[np.uint8]] = pixels.permute(0, 2, 3, 1).numpy()
+    found: Pixels = pixels.permute(0, 2, 3, 1).numpy()
     return found
 
 

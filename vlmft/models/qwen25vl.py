@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.models.qwen_vl import QwenVL
-from vlmft.models.spec import Media
+from vlmft.models.spec import Media, Pixels
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 
@@ -19,9 +18,7 @@ class Qwen25VL(QwenVL):
 
     coordinate_style: ClassVar = "seen_pixels"
 
-    def encode_video(
-        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
-    ) -> Media:
+    def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `QwenVL`. `seconds_per_grid` [1], float32, is the time between two slices of T frames."""
         import torch
 

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError, DataError
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec
+from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
     from torch import Tensor
 
 
@@ -90,24 +88,20 @@ class QwenVL(ModelSpec, abstract=True):
         blocks = _num_blocks(videos, self.seen_frame(processor, clip, budget))
         return MediumText(processor.video_token, (-(-clip.num_frames // videos.temporal_patch_size) * blocks,))
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
         """See `ModelSpec`. `patches` is uint8 [P, C, s*s] in the tower's order, `grid` [3] is t=1, h, w in patches."""
         import torch
 
         images = processor.image_processor
-        pixels = images.process_image(image, do_convert_rgb=True)
-        size = self.seen_image(processor, tuple(pixels.shape[-2:]), budget)
-        pixels = _resized(images, pixels.unsqueeze(0), size)
+        size = self.seen_image(processor, picture.shape[:2], budget)
+        # A view of interleaved pixels: torch's uint8 resizing wants them so, and would interleave [C, H, W] again.
+        pixels = _resized(images, torch.from_numpy(picture).permute(2, 0, 1)[None], size)
         # One temporal slice crosses the process border; `model_inputs` repeats it T times.
-        patches, grid_h, grid_w = images.patchify(pixels, images.patch_size, images.merge_size, temporal_patch_size=1)
-        return {
-            "patches": patches[0].reshape(grid_h * grid_w, pixels.shape[1], -1),
-            "grid": torch.tensor([1, grid_h, grid_w]),
-        }
+        patches = _patches(pixels[0].permute(1, 2, 0).contiguous().numpy(), images.patch_size, images.merge_size)
+        grid = [1, size[0] // images.patch_size, size[1] // images.patch_size]
+        return {"patches": torch.from_numpy(patches), "grid": torch.tensor(grid)}
 
-    def encode_video(
-        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
-    ) -> Media:
+    def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `ModelSpec`. `video_patches` is uint8 [P, C, T*s*s], `video_grid` [3] is t, h, w, in patches."""
         import torch
 
@@ -121,7 +115,7 @@ class QwenVL(ModelSpec, abstract=True):
             "video_grid": torch.tensor(grid),
         }
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`: `patchify`, backwards. A video's last frame comes again where it fills a slice."""
         if "patches" in media:
             part, patches, grid = processor.image_processor, media["patches"], media["grid"]
@@ -131,7 +125,7 @@ class QwenVL(ModelSpec, abstract=True):
         frames = patches.shape[2] // size**2  # of a slice
         pixels = patches.reshape(t, h // merge, w // merge, merge, merge, -1, frames, size, size)
         pixels = pixels.permute(0, 6, 1, 3, 7, 2, 4, 8, 5)
-        found: np.ndarray[Any, np.dtype[np.uint8]] = pixels.reshape(t * frames, h * size, w * size, -1).numpy()
+        found: Pixels = pixels.reshape(t * frames, h * size, w * size, -1).numpy()
         return found
 
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
@@ -213,6 +207,26 @@ def _resized(part: Any, pixels: "Tensor", size: tuple[int, int]) -> "Tensor":
     from transformers.image_utils import SizeDict
 
     return TorchvisionBackend.resize(part, pixels, SizeDict(height=size[0], width=size[1]), part.resample)
+
+
+def _patches(pixels: Pixels, s: int, m: int) -> Pixels:
+    """Cut [H, W, C] into [P, C, s*s], in the order of Qwen's `patchify`: blocks of m x m patches, row by row.
+
+    One band of blocks at a time, so that its channels are split and its patches cut while it is in the cache; a patch's
+    row moves as one item of s bytes. 12 megapixels take 21 ms, `patchify` of [C, H, W] 88 ms.
+    """
+    import numpy as np
+
+    height, width, channels = pixels.shape
+    blocks_high, blocks_wide = height // (m * s), width // (m * s)
+    row = f"V{s}"
+    patches = np.empty((blocks_high, blocks_wide, m, m, channels, s), row)
+    band = np.empty((channels, m * s, width), np.uint8)
+    cut = band.view(row).reshape(channels, m, s, blocks_wide, m).transpose(3, 1, 4, 0, 2)
+    for number in range(blocks_high):
+        band[...] = pixels[number * m * s : (number + 1) * m * s].transpose(2, 0, 1)
+        patches[number] = cut
+    return patches.view(np.uint8).reshape(blocks_high * blocks_wide * m * m, channels, s * s)
 
 
 def _normalised(part: Any, patches: "Tensor") -> "Tensor":

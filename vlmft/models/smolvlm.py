@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 from vlmft.config.media import PixelBudget
 from vlmft.models.idefics import Idefics
 from vlmft.models.pixels import as_pictures, keep_frame_rule, normalised, refuse_budget, video_pixels
-from vlmft.models.spec import Media, MediaKind, MediumText
+from vlmft.models.spec import Media, MediaKind, MediumText, Pixels
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
 
@@ -56,13 +55,11 @@ class SmolVLM(Idefics):
             text += FRAME_TIMESTAMP_MESSAGE.format(timestamp=f"{seconds // 60:02d}:{seconds % 60:02d}") + frame
         return MediumText(text + DEFAULT_MEDIA_OUTTRO, (processor.image_seq_len,) * clip.num_frames)
 
-    def encode_video(
-        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
-    ) -> Media:
+    def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `ModelSpec`. `frames` is uint8 [frames, C, H, W]."""
         return {"frames": video_pixels(processor, frames, do_pad=False)["pixel_values"][0]}
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """See `ModelSpec`."""
         return as_pictures(media["frames"]) if "frames" in media else super().shown(processor, media)
 

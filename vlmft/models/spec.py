@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -17,12 +17,14 @@ from vlmft.types import Clip
 
 if TYPE_CHECKING:
     import numpy as np
-    import PIL.Image
     import torch
     from torch import Tensor
 
 Precision = Literal["bf16", "fp16", "fp32"]
 MediaKind = Literal["image", "video"]
+
+Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
+"""RGB, [H, W, 3] of a picture and [T, H, W, 3] of a video's frames."""
 
 Media = dict[str, "Tensor"]
 """A picture or video as a family wants it: named tensors, pixels as uint8, so that little crosses process borders."""
@@ -231,17 +233,15 @@ class ModelSpec(Spec, abstract=True):
         """What stands in the text for a video; nothing is decoded. Raises as `seen_image`."""
         raise NotImplementedError
 
-    def encode_image(self, processor: Any, image: "PIL.Image.Image", budget: PixelBudget, alone: bool = True) -> Media:
-        """Resize an RGB picture for the tower; values stay uint8."""
+    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
+        """Resize a picture for the tower; values stay uint8."""
         raise NotImplementedError
 
-    def encode_video(
-        self, processor: Any, frames: "np.ndarray[Any, np.dtype[np.uint8]]", clip: Clip, budget: PixelBudget
-    ) -> Media:
-        """Resize a video's frames, [T, H, W, 3] RGB, for the tower; values stay uint8."""
+    def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
+        """Resize a video's frames for the tower; values stay uint8."""
         raise NotImplementedError
 
-    def shown(self, processor: Any, media: Media) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    def shown(self, processor: Any, media: Media) -> Pixels:
         """The pictures that the tower gets of a medium, [N, H, W, 3]: one, its tiles, or a video's frames in order."""
         raise NotImplementedError
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import PIL.Image
 
 from vlmft.config.media import MediaRules
 from vlmft.encoding.encoder import Encoded, Encoder
@@ -16,7 +17,7 @@ from vlmft.previewing.album import Album
 from vlmft.previewing.marks import Mark, marks_of
 from vlmft.previewing.tokens import Piece, read_tokens
 from vlmft.previewing.visits import Visit
-from vlmft.types import Image, Labels, Preference, Sample, Solution, Target
+from vlmft.types import Image, Labels, Preference, Sample, Solution, Target, Video
 
 Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
@@ -131,7 +132,9 @@ def _bad(visit: Visit, error: str) -> ShownSample:
 
 def _good(visit: Visit, encoded: Encoded, encoder: Encoder, album: Album) -> ShownSample:
     assert isinstance(visit.found, Sample)
-    sample, planned = encoder.planner.plan(visit.found, visit.key)
+    trained = visit.key is not None
+    counted = encoder.count(visit.found, visit.key) if trained else encoder.count_prompt(visit.found)
+    sample, planned = counted.sample, counted.media
     names = _names(planned)
     runs = [
         (f"{name}, part {number} of {len(item.written.runs)}" if len(item.written.runs) > 1 else name, run)
@@ -143,7 +146,11 @@ def _good(visit: Visit, encoded: Encoded, encoder: Encoder, album: Album) -> Sho
     pixels = [encoder.family.shown(encoder.processor, media) for media in encoded.media]
     marks: list[tuple[Mark, ...]] = [() for _ in planned]
     if planned and planned[0].rules.coordinates:
-        marks = marks_of(sample, encoder.family.coordinate_style, [found.shape[1:3] for found in pixels])
+        # A text counts them in reading order; some templates write all pictures before all videos.
+        places = _places(sample, planned)
+        seen = [pixels[places.index(number)].shape[1:3] for number in range(len(places))]
+        in_order = marks_of(sample, encoder.family.coordinate_style, seen)
+        marks = [in_order[place] for place in places]
     return ShownSample(
         visit=visit,
         pieces=tuple(read_tokens(encoder.processor.tokenizer, ids, supervised, runs, features)),
@@ -167,6 +174,12 @@ def _names(planned: Sequence[PlannedMedium]) -> list[str]:
     return names
 
 
+def _places(sample: Sample, planned: Sequence[PlannedMedium]) -> list[int]:
+    """Where each medium stands in reading order. Those of one kind keep their order whatever a template does."""
+    waiting = {kind: [i for i, item in enumerate(sample.media) if isinstance(item, kind)] for kind in (Image, Video)}
+    return [waiting[type(item.medium)].pop(0) for item in planned]
+
+
 def _medium(name: str, planned: PlannedMedium, pixels: Pixels, marks: tuple[Mark, ...], album: Album) -> ShownMedium:
     view, (count, height, width) = planned.view, pixels.shape[:3]
     # A family that cuts a picture into tiles, or its middle out, draws its marks where they do not lie.
@@ -178,7 +191,7 @@ def _medium(name: str, planned: PlannedMedium, pixels: Pixels, marks: tuple[Mark
         for number, picture in enumerate(pixels)
     ]
     if marks and not is_whole and planned.clip is None:
-        original = planned.picture()
+        original = PIL.Image.fromarray(planned.picture())
         original.thumbnail((_WHOLE_SIDE, _WHOLE_SIDE))
         number = album.add(np.asarray(original))
         frames.append(Frame(number, original.height, original.width, "not seen like this: the whole picture", True))
