@@ -14,13 +14,13 @@ import pytest
 
 from tests.previewing.making import BAD, BOX, SUPERVISED, dataset, encoder, shown, write_samples
 from tests.support import compose, tiny_processor
-from vlmft.config.media import Augmentation
+from vlmft.config.media import Augmentation, MediaRules
 from vlmft.data.run_data import open_run_data
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.previewing.album import Album
 from vlmft.previewing.samples import Frame, ShownSample, show
 from vlmft.previewing.visits import Visit, by_id, first
-from vlmft.types import Labels, Message, Preference, Sample, Solution, Target
+from vlmft.types import Image, Labels, Message, Preference, Sample, Solution, Target, Video
 
 
 @pytest.fixture
@@ -114,6 +114,27 @@ def test_a_family_that_cuts_tiles_has_its_boxes_on_the_whole(path: Path) -> None
     assert (album.pixels(whole.picture) == np.asarray(PIL.Image.open(path.parent / "a.png"))).all()
     box, _ = medium.marks
     assert (box.left, box.top, box.width, box.height) == pytest.approx((0.25, 0.25, 0.25, 0.5), abs=1e-3)
+
+
+def test_a_template_that_moves_media_moves_no_box(path: Path) -> None:
+    """LLaVA-OneVision's writes pictures before videos; a text counts both as its author wrote them."""
+    family = compose("model=tiny_llava_onevision").model
+    clip = Video(path.parent / "clip", tuple(path.parent / f"clip/{n}.png" for n in range(5)))
+    said = (clip, Image(path.parent / "a.png"), "\nWhere?")
+    answer = "<box image=2>28,14,56,42</box> <point image=1>42,28</point>"
+    sample = Sample(
+        "mine/1", (Message("user", said), Message("assistant", (answer,))), rules=MediaRules(coordinates="pixels")
+    )
+    (found,) = show([Visit(0, sample.id, "mine", 7, sample)], Encoder(family, family.load_processor()), Album())
+    picture, video = found.media
+    assert (found.error, picture.name, video.name) == ("", "picture 1", "video 1")
+    assert [piece.text.partition(":")[0] for piece in found.pieces if piece.kind == "vision"] == [
+        "picture 1",
+        "video 1",
+    ]
+    (box,), (point,) = picture.marks, video.marks
+    assert (box.left, box.top, box.width, box.height) == (0.25, 0.25, 0.25, 0.5)
+    assert (point.left, point.top) == (0.5, 0.5)
 
 
 def test_held_out_samples_are_prompts(path: Path) -> None:

@@ -138,12 +138,22 @@ class Encoder:
         Raises:
             DataError: as `encode`.
         """
+        counted = self.count_prompt(sample)
+        with naming_sample(sample.id, sample.place):
+            return self._decoded(counted)
+
+    def count_prompt(self, sample: Sample) -> Counted:
+        """As `count`, of what `encode_prompt` encodes.
+
+        Raises:
+            DataError: as `encode_prompt`, as far as it shows without decoding.
+        """
         with naming_sample(sample.id, sample.place):
             sample, media = self.planner.plan(sample, None)
             # An answer holds no medium (`ChatFormat` refuses it), so every medium stands in the prompt.
             media, text, _ = self._with_media(self.chat.prompt(sample), media)
             ids = self.chat.tokenize_prompt(text)
-            return self._decoded(self._repeated(sample, media, ids, [False] * len(ids)))
+            return self._repeated(sample, media, ids, [False] * len(ids))
 
     def _decoded(self, counted: Counted) -> Encoded:
         import torch
