@@ -85,7 +85,8 @@ class Mark:
 
     def box(self, form: CoordinateForm) -> Box:
         """A point is a box without size."""
-        return Box(*self.numbers, *(self.numbers if self.kind == "point" else ()), form)
+        left, top, right, bottom = *self.numbers[:2], *self.numbers[-2:]
+        return Box(left, top, right, bottom, form)
 
 
 def find_marks(text: str) -> list[Mark]:
