@@ -97,7 +97,7 @@ class InternVL3(ModelSpec):
 
         if not media:
             return {}
-        pixels = [item.get("pixels", item.get("frames")) for item in media]
+        pixels = [item["frames" if "frames" in item else "pixels"] for item in media]
         is_frame = [torch.full((len(found),), "frames" in item) for item, found in zip(media, pixels, strict=True)]
         return {"pixels": torch.cat(pixels), "is_frame": torch.cat(is_frame)}
 

@@ -40,7 +40,7 @@ class SmolVLM(Idefics):
 
     def video_text(self, processor: Any, clip: Clip, budget: PixelBudget) -> MediumText:
         """See `ModelSpec`: how many frames of how long a video, then each after its minute and second."""
-        from num2words import num2words
+        from num2words import num2words  # type: ignore[import-untyped]
         from transformers.models.smolvlm.video_processing_smolvlm import (
             DEFAULT_MEDIA_OUTTRO,
             DEFAULT_VIDEO_INTRO,
