@@ -8,7 +8,7 @@ from vlmft.data.demo.generated import Generated, as_written, written_once
 from vlmft.data.sources.captions import CaptionsDataset
 from vlmft.data.sources.llava import LLaVADataset
 
-GENERATOR = 1
+GENERATOR = 2
 """Raise it whenever the same parameters give other files: cached ones are then made anew."""
 
 
@@ -37,7 +37,7 @@ class DemoVideo(SquareVideos):
 
 
 class DemoCaptions(SquareVideos):
-    """A row of fields a video (metadata.jsonl), as a JSON Schema describes them: what happens, colours, direction."""
+    """A row of fields a video (metadata.jsonl), as a JSON Schema describes them: what happens, and the colours."""
 
     def files(self) -> CaptionsDataset:
         """See `Generated.files`."""

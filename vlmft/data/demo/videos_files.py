@@ -17,6 +17,7 @@ QUESTIONS = {
     "end": "What colour is the square at the end?",
     "background": "What colour is the background?",
 }
+# Nothing asks for the direction: a tiny model still guesses it after 300 steps of 16, when it knows the colours.
 DIRECTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # of the square's (row, column)
 EVENTS = ("colour_change", "none")
 SCHEMA: dict[str, Any] = {
@@ -32,9 +33,8 @@ SCHEMA: dict[str, Any] = {
             "description": "every colour that the square has",
         },
         "background": {"enum": [*BACKGROUNDS]},
-        "direction": {"enum": [*DIRECTIONS], "description": "where the square moves"},
     },
-    "required": ["caption", "event", "colours", "background", "direction"],
+    "required": ["caption", "event", "colours", "background"],
     "additionalProperties": False,
 }
 
@@ -61,9 +61,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The sentence that says it all."""
-        turns = f" turns {self.end} and" if self.start != self.end else ""
-        return f"On a {self.background} ground, a {self.start} square{turns} moves {self.direction}."
+        """What the square does, in a sentence."""
+        return f"A {self.start} square {'stays' if self.start == self.end else 'turns'} {self.end}."
 
 
 @dataclass
@@ -143,7 +142,6 @@ def caption_of(scene: Scene) -> dict[str, Any]:
         "event": scene.event,
         "colours": list(dict.fromkeys((scene.start, scene.end))),
         "background": scene.background,
-        "direction": scene.direction,
     }
 
 
