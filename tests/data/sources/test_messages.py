@@ -173,6 +173,7 @@ def test_lists_as_llama_factory_writes_them():
         ),
         (asked({"type": "image", "image_url": "a.png"}), "turn 1, part 1 has the key 'image_url', which is not read"),
         (asked({"type": "image", "image": 3}), "turn 1, part 1 holds 3; expected a path"),
+        (asked(url("a.png", fps="2")), "turn 1, part 1 has the key 'fps', which is not read; leave it out"),
         (asked(url("")), "turn 1, part 1 holds ''; expected a path"),
         (asked({"type": "image_url", "image_url": {}}), "turn 1, part 1 holds None; expected a path"),
         (asked({"type": "video", "video": "1.jpg"}), "turn 1, part 1 holds '1.jpg', a picture; write the frames"),

@@ -172,13 +172,14 @@ def _part(part: Any, where: str, is_video: bool, frames_fps: float | None) -> tu
         return (Slot(kind, f"<{kind}>"),)
     value = given[name]
     if name.endswith("_url") and isinstance(value, dict):
-        value = value.get("url")  # 'detail' chooses between the sizes of OpenAI's own models
-    return (read_reference(value, kind, f"{where}", frames_fps),)
+        _refuse_keys(value, ("url", "detail"), where)  # 'detail' chooses between the sizes of OpenAI's own models
+        value = value.get("url")
+    return (read_reference(value, kind, where, frames_fps),)
 
 
 def _refuse_keys(given: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in given:
-        if key not in known:
+    for key, value in given.items():
+        if key not in known and value is not None:
             raise DataError(
                 f"{where} has the key '{key}', which is not read; leave it out "
                 "(sizes and frames are chosen in the entry: image, video)"
