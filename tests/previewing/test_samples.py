@@ -110,10 +110,24 @@ def test_a_family_that_cuts_tiles_has_its_boxes_on_the_whole(path: Path) -> None
     *tiles, whole = medium.frames
     assert [tile.label for tile in tiles] == [f"tile {n} of {len(tiles)}" for n in range(1, len(tiles) + 1)] != []
     assert [frame.is_marked for frame in medium.frames] == [False] * len(tiles) + [True]
-    assert (whole.width, whole.height, whole.label) == (112, 56, "not seen like this: the whole picture")
+    assert (whole.width, whole.height, whole.label) == (112, 56, "not seen like this: whole, to show the marks")
     assert (album.pixels(whole.picture) == np.asarray(PIL.Image.open(path.parent / "a.png"))).all()
     box, _ = medium.marks
     assert (box.left, box.top, box.width, box.height) == pytest.approx((0.25, 0.25, 0.25, 0.5), abs=1e-3)
+
+
+def test_a_family_that_squeezes_frames_has_its_boxes_on_one_as_it_was(path: Path) -> None:
+    """InternVL sees frames of 84 x 56 as squares."""
+    family = compose("model=tiny_internvl3").model
+    clip = Video(path.parent / "clip", tuple(path.parent / f"clip/{n}.png" for n in range(5)))
+    messages = (Message("user", (clip, "Where?")), Message("assistant", ("<box>21,14,42,28</box>",)))
+    sample = Sample("mine/1", messages, rules=MediaRules(coordinates="pixels"))
+    album = Album()
+    (found,) = show([Visit(0, sample.id, "mine", 7, sample)], Encoder(family, family.load_processor()), album)
+    *frames, whole = found.media[0].frames
+    assert {(frame.width, frame.height, frame.is_marked) for frame in frames} == {(56, 56, False)}
+    assert (whole.width, whole.height, whole.is_marked) == (84, 56, True)
+    assert (album.pixels(whole.picture) == np.asarray(PIL.Image.open(path.parent / "clip/0.png"))).all()
 
 
 def test_a_template_that_moves_media_moves_no_box(path: Path) -> None:

@@ -23,6 +23,7 @@ Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 _STRETCH = 1.25  # of one side against the other, by which rounding to whole patches may change a small picture
 _WHOLE_SIDE = 640  # pixels
+_NOT_SEEN = "not seen like this: whole, to show the marks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +191,10 @@ def _medium(name: str, planned: PlannedMedium, pixels: Pixels, marks: tuple[Mark
         Frame(album.add(picture), height, width, _label(number, count, planned), bool(marks) and is_whole)
         for number, picture in enumerate(pixels)
     ]
-    if marks and not is_whole and planned.clip is None:
-        original = PIL.Image.fromarray(planned.picture())
-        original.thumbnail((_WHOLE_SIDE, _WHOLE_SIDE))
-        number = album.add(np.asarray(original))
-        frames.append(Frame(number, original.height, original.width, "not seen like this: the whole picture", True))
+    if marks and not is_whole:
+        whole = PIL.Image.fromarray(planned.picture() if planned.clip is None else planned.video()[0])
+        whole.thumbnail((_WHOLE_SIDE, _WHOLE_SIDE))
+        frames.append(Frame(album.add(np.asarray(whole)), whole.height, whole.width, _NOT_SEEN, True))
     size = f"{width} x {height}"
     return ShownMedium(
         name=name,
