@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlmft.merging.check as checking
 from tests.data.making import qa
 from tests.merging.support import exchange, merge
-from tests.recipes.test_merge import RECIPES, apart, bound, exact, on_base
-from tests.recipes.training import save_trained, train, trained_recipe
+from tests.recipes.test_merge import apart, bound, exact, on_base
+from tests.recipes.training import EACH, save_trained, shipped, train, trained_recipe
 from tests.support import compose, policy, save_noise, tiny, with_policies
 from vlmft.errors import ConfigError, DifferentAnswersError
 from vlmft.merging.card import hub_id
@@ -27,7 +27,7 @@ from vlmft.models import Qwen25VL
 from vlmft.recipes.saved import open_saved
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", EACH)
 def test_transformers_loads_the_folder_and_nothing_is_missing(
     recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,7 +51,7 @@ def test_transformers_loads_the_folder_and_nothing_is_missing(
 def test_a_bf16_base_stays_bf16_and_the_screen_says_what_that_rounds(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained = train(on_base(compose("recipe=lora_llm", "precision=bf16"), "bf16"))
+    trained = train(on_base(shipped("lora_llm", "bf16"), "bf16"))
     folder = merge(tmp_path, save_trained(trained, tmp_path / "final"))
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.bfloat16}
     assert AutoModelForImageTextToText.from_pretrained(folder).dtype == torch.bfloat16

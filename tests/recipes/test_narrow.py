@@ -8,36 +8,41 @@ import torch
 
 from tests.recipes.expected import EVERYTHING, LLM_LINEAR, TOWER_LINEAR, original_name
 from tests.recipes.test_merge import apart, assert_merges, bound, merged, on_base
-from tests.recipes.training import Trained, backward, batches, save_trained, train
-from tests.support import CPU, compose, literally, logits, tiny, with_recipe
+from tests.recipes.training import backward, batches, save_trained, shipped, train
+from tests.support import CPU, compose, literally, logits, policy, tiny, with_policies, with_recipe
 from vlmft.errors import ConfigError
 from vlmft.recipes.apply import apply_recipe
 from vlmft.recipes.saved import load
 from vlmft.train import TrainConfig
 
 LLM_NARROW = {"model.language_model.embed_tokens.weight", *(f"{layer}.weight" for layer in LLM_LINEAR)}
-WORDS = ("null", "bf16")
 TOWER_NARROW = {f"{layer}.weight" for layer in TOWER_LINEAR}
 
 
-def llm(*words: str) -> TrainConfig:
-    return compose("recipe=lora_llm", "recipe.llm.base=bf16", *words)
+def llm(precision: str = "fp32", **changes: Any) -> TrainConfig:
+    return with_policies(shipped("lora_llm", precision), llm=policy("lora", base="bf16", **changes))
+
+
+def tower_and_llm() -> TrainConfig:
+    narrow = policy("lora", base="bf16")
+    return with_policies(compose("recipe=lora_vt_llm"), vision_tower=narrow, llm=narrow)
+
+
+def frozen_llm() -> TrainConfig:
+    return with_policies(compose("recipe=fft_vt"), llm=policy("frozen", base="bf16"))
 
 
 CONFIGS = {
-    "adapters and biases": lambda: llm("recipe.llm.bias=true"),
-    "dora": lambda: llm("recipe.llm.dora=true"),
-    "an adapted head": lambda: llm("recipe.llm.targets=[lm_head,q_proj]"),
-    "tower and LLM": lambda: compose("recipe=lora_vt_llm", "recipe.vision_tower.base=bf16", "recipe.llm.base=bf16"),
-    "a frozen tower beside an LLM in 4 bits": lambda: compose("recipe=lora_llm_nf4", "recipe.vision_tower.base=bf16"),
-    "a frozen LLM, without adapters": lambda: compose("recipe=fft_vt", "recipe.llm.base=bf16"),
-    "in fp16": lambda: llm("precision=fp16"),
+    "adapters and biases": lambda: llm(bias=True),
+    "magnitudes": lambda: llm(dora=True),
+    "an adapted head": lambda: llm(targets=["lm_head", "q_proj"]),
+    "tower and LLM": tower_and_llm,
+    "a frozen tower beside an LLM in 4 bits": lambda: with_policies(
+        compose("recipe=lora_llm_nf4"), vision_tower=policy("frozen", base="bf16")
+    ),
+    "a frozen LLM, without adapters": frozen_llm,
+    "in fp16": lambda: llm("fp16"),
 }
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def trained(request: pytest.FixtureRequest) -> Trained:
-    return train(CONFIGS[request.param]())
 
 
 def rounded_base(names: set[str]) -> Any:
@@ -51,7 +56,7 @@ def rounded_base(names: set[str]) -> Any:
 
 @pytest.mark.parametrize(
     ("config", "narrow"),
-    [(CONFIGS["tower and LLM"], LLM_NARROW | TOWER_NARROW), (CONFIGS["a frozen LLM, without adapters"], LLM_NARROW)],
+    [(tower_and_llm, LLM_NARROW | TOWER_NARROW), (frozen_llm, LLM_NARROW)],
 )
 def test_linear_layers_and_embeddings_are_kept_in_bf16_and_nothing_else(config: Any, narrow: set[str]) -> None:
     kept = {}
@@ -69,9 +74,9 @@ def test_it_computes_what_a_model_with_rounded_weights_does_to_the_bit() -> None
 
 
 def test_its_gradients_are_those_of_that_model() -> None:
-    config = compose("recipe=lora_llm", "recipe.llm.bias=true")
+    config = with_policies(compose("recipe=lora_llm"), llm=policy("lora", bias=True))
     plain = apply_recipe(rounded_base(LLM_NARROW), config.recipe, config.model, torch.float32)
-    narrow = with_recipe(llm("recipe.llm.bias=true"))
+    narrow = with_recipe(llm(bias=True))
     for model in (plain, narrow):
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():
@@ -96,7 +101,7 @@ def test_a_checkpoint_in_bf16_loses_nothing() -> None:
 def test_no_wide_copy_is_kept_for_the_backward_pass() -> None:
     shapes = {tuple(tiny().load_model(CPU).get_parameter(name).shape) for name in LLM_NARROW}
     saved: list[torch.Tensor] = []
-    model = with_recipe(llm("recipe.llm.rank=7")).train()  # no adapter has a base weight's shape
+    model = with_recipe(llm(rank=7)).train()  # no adapter has a base weight's shape
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (saved.append(tensor), tensor)[1], lambda t: t):
         backward(model, batches()[0])
     of_weights = [t for t in saved if tuple(t.shape) in shapes or tuple(t.shape[::-1]) in shapes]
@@ -105,25 +110,20 @@ def test_no_wide_copy_is_kept_for_the_backward_pass() -> None:
 
 
 def test_in_a_run_in_bf16_it_is_what_the_base_is_anyway() -> None:
-    plain, narrow = (with_recipe(compose("recipe=lora_llm", "precision=bf16", f"recipe.llm.base={b}")) for b in WORDS)
+    plain, narrow = with_recipe(shipped("lora_llm", "bf16")), with_recipe(llm("bf16"))
     assert [type(module) for module in plain.modules()] == [type(module) for module in narrow.modules()]
     for batch in batches():
         assert torch.equal(logits(plain, batch), logits(narrow, batch))
 
 
-def test_what_trains_moves_and_nothing_else(trained: Trained) -> None:
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_trains_loads_and_merges(name: str, tmp_path: Path) -> None:
+    """Merged, in the checkpoint's float32, a frozen weight is the rounded one, with which the model computed."""
+    trained = train(CONFIGS[name]())
     assert trained.moved() == trained.trainable != set()
-
-
-def test_a_loaded_model_answers_bit_for_bit_like_the_one_that_trained(trained: Trained, tmp_path: Path) -> None:
-    loaded, _ = load(save_trained(trained, tmp_path))
-    for batch in batches():
-        assert torch.equal(logits(loaded, batch), logits(trained.model, batch))
-
-
-def test_merging_keeps_what_the_model_computed_with(trained: Trained, tmp_path: Path) -> None:
-    """In the checkpoint's float32, where a frozen weight is then the rounded one."""
-    found = merged(trained, tmp_path)
+    loaded, _ = load(save_trained(trained, tmp_path / "final"))
+    assert apart(loaded, trained.model) == 0
+    found = merged(trained, tmp_path / "again")
     assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
     assert not [module for module in found.modules() if type(module).__module__ == "vlmft.recipes.narrow"]
     dtype = torch.float16 if trained.config.precision == "fp16" else torch.float32
@@ -145,7 +145,7 @@ def test_without_its_adapter_the_trained_model_is_the_rounded_base() -> None:
 
 
 def test_magnitudes_start_from_the_rounded_weights() -> None:
-    model = with_recipe(CONFIGS["dora"]())
+    model = with_recipe(llm(dora=True))
     for batch in batches():
         torch.testing.assert_close(logits(model, batch), logits(rounded_base(LLM_NARROW), batch), rtol=1e-5, atol=1e-5)
 
@@ -165,7 +165,7 @@ def test_an_embedding_that_scales_is_left_alone_and_so_is_the_head_tied_to_it() 
 
 
 def test_a_component_without_such_layers_is_refused() -> None:
-    config = compose("recipe=lora_llm", "recipe.vision_tower.base=bf16")
+    config = with_policies(compose("recipe=lora_llm"), vision_tower=policy("frozen", base="bf16"))
     model = config.model.load_model(CPU)
     model.model.visual.blocks = torch.nn.ModuleList()
     message = "recipe.vision_tower.base: bf16 finds no linear layer or embedding in this component; leave it out"

@@ -85,10 +85,10 @@ def test_what_nothing_reads_stays_the_bases_own_when_saved_and_loaded(recipe: st
         assert all(torch.equal(live[name], base[name]) for name in BEHIND)
 
 
-def test_the_probes_picture_reaches_the_tower() -> None:
+def test_the_probes_picture_and_video_reach_the_tower() -> None:
     trained = Trained(compose(), tiny().load_model(CPU), {})
     calls: list[int] = []
     trained.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
     probe(trained.model, *encoding(), CPU)
-    assert calls == [1]
+    assert calls == [1, 1]
     assert logits(trained.model, batches()[0]).isfinite().all()

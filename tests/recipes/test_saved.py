@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from tests.recipes.expected import PROJECTOR, SHIPPED
-from tests.recipes.training import Trained, batches, save_trained, train, trained_recipe
+from tests.recipes.training import IN_BOTH_PRECISIONS, Trained, batches, save_trained, shipped, train, trained_recipe
 from tests.support import CPU, compose, literally, logits, policy, tiny, with_policies, with_recipe
 from vlmft.errors import ConfigError
 from vlmft.models import Qwen25VL
@@ -20,9 +20,6 @@ from vlmft.train import TrainConfig
 
 # Policies that the shipped recipes do not combine.
 COMBINED = {
-    "the tower in full, adapters on the LLM": lambda: with_policies(
-        compose("recipe=lora_llm"), vision_tower=policy("full", lr_factor=0.1)
-    ),
     "the tower's last block, adapters on the LLM": lambda: with_policies(
         compose("recipe=lora_llm"), vision_tower=policy("topk", k=1)
     ),
@@ -35,8 +32,6 @@ COMBINED = {
     "other ranks on the tower": lambda: with_policies(
         compose("recipe=lora_vt_llm"), vision_tower=policy("lora", rank=4, alpha=32)
     ),
-    "dora": lambda: with_policies(compose("recipe=lora_llm"), llm=policy("lora", dora=True)),
-    "rslora": lambda: with_policies(compose("recipe=lora_llm"), llm=policy("lora", rslora=True)),
     "last blocks without adapters": lambda: with_policies(
         compose("recipe=projector"), vision_tower=policy("topk", k=1), llm=policy("topk", k=1)
     ),
@@ -50,8 +45,7 @@ def answers_alike(trained: Trained, loaded: Any) -> None:
         assert torch.equal(logits(loaded, batch), logits(trained.model, batch))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("recipe", SHIPPED)
+@pytest.mark.parametrize(("recipe", "precision"), IN_BOTH_PRECISIONS)
 def test_a_loaded_model_answers_bit_for_bit_like_the_one_that_trained(
     recipe: str, precision: str, tmp_path: Path
 ) -> None:
@@ -111,7 +105,7 @@ def test_peft_alone_reads_an_adapter(recipe: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_peft_and_transformers_alone_read_a_result_that_is_all_adapters(precision: str, tmp_path: Path) -> None:
     """The base that adapter_config.json names, and the adapter, without a line of vlmft."""
-    config = with_policies(compose("recipe=lora_llm", f"precision={precision}"), projector=policy("frozen"))
+    config = with_policies(shipped("lora_llm", precision), projector=policy("frozen"))
     save_trained(train(config), tmp_path)
     base = PeftConfig.from_pretrained(tmp_path).base_model_name_or_path
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16

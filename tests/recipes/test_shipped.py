@@ -9,7 +9,7 @@ from bitsandbytes import functional
 
 from tests.recipes.expected import EVERYTHING, LLM_LINEAR, SHIPPED, WITH_ADAPTERS, original_name
 from tests.recipes.record_losses import RECORDED
-from tests.recipes.training import Trained, batches, train, trained_recipe
+from tests.recipes.training import IN_BOTH_PRECISIONS, Trained, batches, train, trained_recipe
 from tests.support import CPU, PROJECT, compose, logits, tiny, with_recipe
 from vlmft.recipes.base import load_base
 from vlmft.recipes.dtypes import compute_in
@@ -52,7 +52,7 @@ def quantised(weight: torch.Tensor, kind: str | None) -> torch.Tensor:
     return functional.int8_vectorwise_quant(weight.to(torch.float16))[0]
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "precision"), IN_BOTH_PRECISIONS)
 def test_every_weight_of_the_base_that_is_not_trained_in_place_is_still_there_bit_for_bit(
     name: str, precision: str
 ) -> None:
@@ -70,7 +70,7 @@ def test_every_weight_of_the_base_that_is_not_trained_in_place_is_still_there_bi
     assert kept == set(EVERYTHING) - in_place
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("name", "precision"), IN_BOTH_PRECISIONS)
 def test_trained_weights_are_float32_and_frozen_ones_in_the_runs_precision(name: str, precision: str) -> None:
     quantised_dtype = {"nf4": torch.uint8, "int8": torch.int8}
     for live, parameter in trained_recipe(name, precision).model.named_parameters():
@@ -92,8 +92,9 @@ def untouched(name: str, precision: str) -> Any:
     return base.eval()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("name", WITH_ADAPTERS)
+@pytest.mark.parametrize(
+    ("name", "precision"), [case for case in IN_BOTH_PRECISIONS if case.values[0] in WITH_ADAPTERS]
+)
 def test_without_its_adapter_the_trained_model_is_the_base_bit_for_bit(name: str, precision: str) -> None:
     trained = trained_recipe(name, precision)
     base = untouched(name, precision)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.recipes.training import shipped
 from tests.support import compose, policy, tiny_processor, with_policies, with_recipe
 from vlmft.recipes.table import ComponentRow, component_rows, describe_policy
 from vlmft.train import TrainConfig
@@ -54,7 +55,7 @@ def test_full_training() -> None:
 def test_adapters_in_bf16() -> None:
     # Frozen weights take 2 bytes; the projector is there twice, the original frozen, the copy trained.
     adapted = 2 * llm() + 16 * LLM_ADAPTERS
-    assert rows(compose("recipe=lora_llm", "precision=bf16")) == {
+    assert rows(shipped("lora_llm", "bf16")) == {
         "vision_tower": row("vision_tower", "frozen", TOWER, 0, "bfloat16", 0.0, 2 * TOWER),
         "projector": row("projector", "full", PROJECTOR, PROJECTOR, "bfloat16", 0.01, 18 * PROJECTOR, 2 * PROJECTOR),
         "llm": row("llm", "lora r=16", llm(), LLM_ADAPTERS, "bfloat16", 0.01, adapted),
@@ -87,7 +88,7 @@ def test_a_base_in_four_bits() -> None:
     # Two weights a byte, a byte of scale for each 64, and a float32 for each 256 of these (at least one a layer).
     linear = 2 * (2 * 64 * 64 + 2 * 32 * 64 + 3 * 64 * 192)
     layers = 2 * 7
-    found = rows(compose("recipe=lora_llm_nf4", "precision=bf16"))["llm"]
+    found = rows(shipped("lora_llm_nf4", "bf16"))["llm"]
     assert (found.parameters, found.trainable, found.precision) == (llm(), LLM_ADAPTERS, "nf4")
     unpacked = 2 * (llm() - linear) + 16 * LLM_ADAPTERS
     assert found.memory_bytes == unpacked + linear // 2 + linear // 64 + 4 * layers

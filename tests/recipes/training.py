@@ -8,15 +8,27 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import torch
 
-from tests.support import CPU, compose, make_batches, model_inputs, read_llava, tiny, with_recipe, write_llava
+from tests.recipes.expected import DISTINCT
+from tests.support import CPU, PROJECT, compose, make_batches, model_inputs, read_llava, tiny, with_recipe, write_llava
 from vlmft.encoding.collate import Batch
 from vlmft.models import Qwen25VL
 from vlmft.recipes.groups import parameter_groups
 from vlmft.recipes.saved import hash_weights, save
 from vlmft.train import TrainConfig
 from vlmft.training.loss import supervised_loss
+
+RECIPES = sorted(path.stem for path in (PROJECT / "conf/recipe").glob("*.yaml"))
+_MARKS = {recipe: () if recipe in (*DISTINCT, "lora_llm_int8") else (pytest.mark.slow,) for recipe in RECIPES}
+EACH = [pytest.param(recipe, marks=_MARKS[recipe]) for recipe in RECIPES]
+"""Every recipe; one that trains the same as another, with other values, is a slow test."""
+IN_BOTH_PRECISIONS = [
+    *(pytest.param(recipe, "fp32") for recipe in RECIPES),
+    *(pytest.param(recipe, "bf16", marks=_MARKS[recipe]) for recipe in RECIPES),
+]
+"""(recipe, precision); as `EACH`, but in fp32 none is slow."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +55,15 @@ def batches() -> list[Batch]:
         return make_batches(read_llava(write_llava(Path(folder))))
 
 
+def shipped(recipe: str, precision: str = "fp32") -> TrainConfig:
+    """A shipped recipe's config; Hydra, which takes longer than three steps, composes it once for all precisions."""
+    return compose(f"recipe={recipe}").model_copy(update={"precision": precision})
+
+
 @cache
 def trained_recipe(recipe: str, precision: str = "fp32") -> Trained:
     """A shipped recipe after three steps."""
-    return train(compose(f"recipe={recipe}", f"precision={precision}"))
+    return train(shipped(recipe, precision))
 
 
 def train(config: TrainConfig, model: Any = None, steps: int = 3) -> Trained:
