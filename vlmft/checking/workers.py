@@ -1,8 +1,8 @@
 """Items worked through in processes of their own: one that crashes its process, or hangs, costs itself alone.
 
-The parent hands out ranges of items. Before a process begins an item it writes the item's number and the time into
-memory that outlives it, so that the parent knows what a dead process was at, and kills one that has been at an item for
-too long. Another process then goes on behind that item.
+The parent hands out ranges of items. Before a process begins an item it writes the item's number into memory that
+outlives it, so that the parent knows what a dead process was at, and kills one that has been at the same item for too
+long. Another process then goes on behind that item.
 """
 
 import contextlib
@@ -29,7 +29,8 @@ from vlmft.launch import Signalled, signals_into
 F = TypeVar("F")
 
 _LARGEST_RANGE = 256
-_POLL_S = 0.1  # how long a signal or an overdue item may go unnoticed
+_POLL_S = 0.1  # how long a signal may go unnoticed
+_LONGEST_LOOK_S = 1.0  # time between two looks beyond this was nobody's fault: all were stopped, or the screen was
 _EARLY_DEATHS = 10  # of processes that were at no item
 _NOTHING = -1
 
@@ -85,9 +86,11 @@ class _Worker(Generic[F]):
     def __init__(self, pool: "_Pool[F]", place: int) -> None:
         self.place = place
         self.range: _Range[F] | None = None
+        self.at, self.age_s = _NOTHING, 0.0
+        """The item that it was seen at, and for how long."""
         self.overdue: int | None = None
         """The item for which it is being killed."""
-        pool.board[place] = (_NOTHING, 0)
+        pool.board[place] = _NOTHING
         self.connection, theirs = context().Pipe()
         args = (pool.work, theirs, pool.shared, place, *pool.lifeline)
         self.process: Any = context().Process(target=_serve, args=args, daemon=True)  # type: ignore[attr-defined]
@@ -133,8 +136,9 @@ class _Pool(Generic[F]):
             _Range(number, start, min(start + size, num_items), min(size, num_items - start))
             for number, start in enumerate(starts)
         )
-        self.shared = context().RawArray("q", 2 * num_workers)
-        self.board = np.frombuffer(self.shared, dtype=np.int64).reshape(num_workers, 2)
+        self.shared = context().RawArray("q", num_workers)
+        self.board = np.frombuffer(self.shared, dtype=np.int64)
+        self.looked = time.monotonic()
         self.lifeline = context().Pipe(duplex=False)
         self.killed: set[int] = set()
         """Items at which a process got a SIGKILL that was not sent here."""
@@ -175,10 +179,13 @@ class _Pool(Generic[F]):
             raise PreemptedError(f"stopped by {received.name}")
 
     def _kill_overdue(self) -> None:
-        now = time.monotonic_ns()
+        before, self.looked = self.looked, time.monotonic()
+        passed = min(self.looked - before, _LONGEST_LOOK_S)
         for worker in self.workers:
-            item, since = self.board[worker.place].tolist()
-            if worker.overdue is None and item != _NOTHING and now - since > self.timeout_s * 1e9:
+            item = int(self.board[worker.place])
+            worker.age_s = worker.age_s + passed if item == worker.at else 0.0
+            worker.at = item
+            if worker.overdue is None and item != _NOTHING and worker.age_s > self.timeout_s:
                 worker.overdue = item
                 worker.process.kill()
 
@@ -227,7 +234,7 @@ class _Pool(Generic[F]):
         """Put another process in a dead one's place, behind the item that it died of."""
         self.workers.remove(worker)
         worker.connection.close()
-        work, item = worker.range, int(self.board[worker.place, 0])
+        work, item = worker.range, int(self.board[worker.place])
         if work is not None and work.start <= item < work.stop:
             work.start = self._behind(item, worker, work)
             if work.start == work.stop:
@@ -272,13 +279,12 @@ def _serve(
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(1)  # there is a process for each core; and OpenMP's threads do not survive a fork
     threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-    board = np.frombuffer(shared, dtype=np.int64).reshape(-1, 2)
+    board = np.frombuffer(shared, dtype=np.int64)
     with contextlib.suppress(EOFError, OSError):
         while True:
             start, stop = connection.recv()
             for item in range(start, stop):
-                board[place, 1] = time.monotonic_ns()  # first: an old item with a new time harms nobody
-                board[place, 0] = item
+                board[place] = item
                 try:
                     found = work(item)
                 except VlmftError as error:
@@ -287,9 +293,9 @@ def _serve(
                 except Exception:
                     connection.send(("error", f"at item {item}:\n{traceback.format_exc()}"))
                     return
+                board[place] = _NOTHING  # telling is no part of it
                 if found is not None:
                     connection.send(("told", (item, found)))
-            board[place, 0] = _NOTHING
             connection.send(("done", None))
 
 

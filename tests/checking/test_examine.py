@@ -1,0 +1,159 @@
+import dataclasses
+import pickle
+from pathlib import Path
+
+import pytest
+
+from tests.checking.support import composed, opened, scanned, write_rows
+from tests.data.making import Listed, qa, save_picture, turns
+from vlmft.checking.counts import BAD, COUNTED, READ, TOO_LONG, TOO_MUCH_VISION, Counts, Target
+from vlmft.checking.examine import Examiner, Problem, question_hash
+from vlmft.checking.scan import Scan
+from vlmft.config.media import MediaRules
+from vlmft.types import Image, Message, Sample, Video
+
+
+def asking(*parts, answer: str = "A") -> int:
+    return question_hash(Sample("a/1", (Message("user", parts), Message("assistant", (answer,)))))
+
+
+def test_a_question_is_what_the_users_turns_say_and_show() -> None:
+    picture, other = Image(Path("/a.png")), Image(Path("/b.png"))
+    same = asking("What?", picture)
+    assert asking("What?", picture, answer="B") == same
+    different = [
+        asking("What? ", picture),
+        asking(picture, "What?"),
+        asking("What?", other),
+        asking("What?"),
+        asking("What?", picture, picture),
+        asking("What?", "/a.png"),
+        asking("What?", Video(Path("/a.png"), frames=(Path("/a.png"),))),
+        asking("What?", Image(Path("/a.png"), data=b"1")),
+    ]
+    assert len({same, *different}) == 1 + len(different)
+
+
+def test_media_without_a_file_are_told_apart_by_their_bytes() -> None:
+    assert asking(Image(Path("/t.tar/1"), b"x")) == asking(Image(Path("/t.tar/2"), b"x"))
+    assert asking(Image(Path("/t.tar/1"), b"x")) != asking(Image(Path("/t.tar/1"), b"y"))
+
+
+def test_what_is_found_out_is_written_down(root: Path) -> None:
+    save_picture(root / "media/a.png", (56, 56))
+    frames = [f"f/{number}.png" for number in range(4)]
+    for frame in frames:
+        save_picture(root / "media" / frame, (56, 56))
+    rows = [
+        qa("A?"),
+        qa("<image>\nA?", image="a.png"),
+        qa("<image><image>A?", image=["a.png", "a.png"]),
+        qa("<video>A?", video=frames),
+        qa("<video><image>A?", video=[frames], image="a.png"),
+        turns(("human", "A?"), ("gpt", "word " * 300)),
+        {"id": "bad"},
+    ]
+    write_rows(root, rows, max_vision_tokens=9)
+    scan, problems = scanned("dataset=mine", "batching.max_tokens=300", "num_workers=2")
+    table = scan.table
+    assert table["pictures"].tolist() == [0, 1, 2, 0, 1, 0, 0]
+    assert table["videos"].tolist() == [0, 0, 0, 1, 1, 0, 0]
+    good, over = READ | COUNTED, READ | COUNTED | BAD
+    assert table["state"].tolist() == [
+        *(good, good, good, good),
+        over | TOO_MUCH_VISION,
+        over | TOO_LONG,
+        BAD,
+    ]
+    assert table["vision_tokens"].tolist() == [0, 4, 8, 8, 12, 0, 0]
+    assert table["tokens"][5] > 300 and table["supervised_tokens"][5] > 300
+    assert (table["question"][0], table["question"][5]) == (table["question"][5], table["question"][0])
+    assert [(problem.id, problem.kind) for problem in problems] == [
+        ("mine/4", "length"),
+        ("mine/5", "length"),
+        ("mine/bad", "row"),
+    ]
+
+
+def test_tokens_are_those_of_training(root: Path) -> None:
+    from tests.support import tiny, tiny_processor
+    from vlmft.encoding.encoder import Encoder
+
+    save_picture(root / "media/a.png", (84, 56))
+    write_rows(
+        root,
+        [qa("<image>\nWhat is it?", image="a.png"), turns(("human", "A"), ("gpt", "B"), ("human", "C"), ("gpt", "D"))],
+    )
+    scan, _ = scanned("dataset=mine", "num_workers=1")
+    encoder = Encoder(tiny(), tiny_processor())
+    source = scan.targets[0].source
+    encoded = [encoder.encode(source[row]) for row in range(2)]
+    assert scan.table["tokens"].tolist() == [sample.num_tokens for sample in encoded]
+    assert scan.table["vision_tokens"].tolist() == [sample.num_vision_tokens for sample in encoded]
+    assert scan.table["supervised_tokens"].tolist() == [sample.num_supervised for sample in encoded]
+
+
+def test_a_box_that_lies_outside(root: Path) -> None:
+    save_picture(root / "media/a.png", (56, 56))
+    inside, outside = '{"bbox_2d": [0, 0, 56, 20]}', '{"bbox_2d": [0, 0, 90, 20]}'
+    rows = [qa("<image>\nWhere?", said, image="a.png") for said in (inside, outside)]
+    write_rows(root, rows, coordinates="pixels")
+    _, (problem,) = scanned("dataset=mine")
+    assert (problem.id, problem.kind) == ("mine/1", "boxes")
+    assert "it reaches beyond its picture of 56 x 56 pixels" in problem.message
+
+
+@pytest.fixture
+def held_out(root: Path) -> Path:
+    """Forty held-out samples, of which a tenth may be asked."""
+    write_rows(root, [qa("A?")])
+    return write_rows(root, [qa(f"word {number} " * 99, id=number) for number in range(40)], "eval")
+
+
+def test_of_what_is_held_out_only_what_the_model_is_asked_is_encoded(held_out: Path) -> None:
+    words = ("dataset=mine", "eval_dataset=eval", "batching.max_tokens=200")
+    _, problems = scanned(*words, "evaluation.max_samples=4")
+    config = composed(*words)
+    asked = [sample.id for sample in opened(config).held_out_samples(4)]
+    assert sorted(problem.id for problem in problems) == sorted(asked)
+    assert len(scanned(*words, "evaluation.max_samples=null")[1]) == 40
+    assert scanned(*words, "evaluation=none")[1] == []
+
+
+def test_an_overlap_is_a_problem_of_its_own(root: Path) -> None:
+    write_rows(root, [qa("A?"), qa("B?")])
+    write_rows(root, [qa("B?")], "eval")
+    _, (problem,) = scanned("dataset=mine", "eval_dataset=eval", "tokens=false")
+    assert problem.kind == "overlap"
+    assert problem.message.startswith("1 training samples are also held out (training = held out): mine/1 = eval/0; ")
+    assert {problem.as_json()[name] for name in ("file", "line", "row")} == {None}
+
+
+def test_only_what_a_run_visits_is_looked_at(root: Path) -> None:
+    write_rows(root, [qa("A?", id=number) for number in range(40)])
+    scan, _ = scanned("dataset=mine@0.25", "tokens=false")
+    assert scan.num_samples == 10
+
+
+def test_a_place_in_parts() -> None:
+    problem = Problem("a", "a/1", "/x: y, row 3.json:7, row 5", "row", "bad")
+    assert [problem.as_json()[name] for name in ("file", "line", "row")] == ["/x: y, row 3.json", 7, 5]
+    tar = dataclasses.replace(problem, place="/x.tar, row 5")
+    assert [tar.as_json()[name] for name in ("file", "line", "row")] == ["/x.tar", None, 5]
+
+
+def test_of_a_source_that_gives_no_lines_a_lost_sample_is_named_by_its_row() -> None:
+    target = Target(Listed(["x"]), range(1), 0)  # type: ignore[arg-type]
+    problem = Examiner([target], Counts(1), MediaRules(), None, False).lost(0, -11, 1)
+    assert (problem.id, problem.place) == ("mine/x", "/data/mine.json, row 0")
+
+
+def test_an_examiner_may_be_pickled_for_systems_that_do_not_fork(root: Path) -> None:
+    write_rows(root, [qa("A?"), qa("A?", "")])
+    config = composed("dataset=mine", "num_workers=1")
+    scan = Scan(config, opened(config))
+    counter = pickle.loads(pickle.dumps(scan.examiner.counter))
+    examiner = Examiner(scan.targets, scan.counts, scan.examiner.rules, counter, decode=True)
+    assert examiner(0) is None
+    problem = examiner(1)
+    assert problem is not None and "turn 2 is an empty answer" in problem.message
