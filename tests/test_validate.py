@@ -87,7 +87,7 @@ def bad(root: Path) -> Path:
     rows[3:3] = [qa("Q?", "", id="empty"), qa("<image>\nA?", image="gone.png", id="gone")]
     rows[20:20] = [qa("<image>\nA?", image="text.png", id="text"), qa("<|im_end|>?", id="control")]
     rows += [qa("A?", "word " * 300, id="long"), qa("A?", "word " * 200, id="long too")]
-    return write_rows(root, rows)
+    return write_rows(root, rows).data_path
 
 
 WORDS = ("dataset=mine", "batching.max_tokens=150", TWO)

@@ -2,14 +2,15 @@ import dataclasses
 import pickle
 from pathlib import Path
 
-import pytest
-
-from tests.checking.support import composed, opened, scanned, write_rows
+from tests.checking.support import config_of, opened, scanned, write_rows
 from tests.data.making import Listed, qa, save_picture, turns
+from tests.support import tiny, tiny_processor
 from vlmft.checking.counts import BAD, COUNTED, READ, TOO_LONG, TOO_MUCH_VISION, Counts, Target
 from vlmft.checking.examine import Examiner, Problem, question_hash
 from vlmft.checking.scan import Scan
 from vlmft.config.media import MediaRules
+from vlmft.encoding.encoder import Encoder
+from vlmft.evaluation import NoEvaluation
 from vlmft.types import Image, Message, Sample, Video
 
 
@@ -53,8 +54,8 @@ def test_what_is_found_out_is_written_down(root: Path) -> None:
         turns(("human", "A?"), ("gpt", "word " * 300)),
         {"id": "bad"},
     ]
-    write_rows(root, rows, max_vision_tokens=9)
-    scan, problems = scanned("dataset=mine", "batching.max_tokens=300", "num_workers=2")
+    mine = write_rows(root, rows, max_vision_tokens=9)
+    scan, problems = scanned(config_of({"mine": mine}, max_tokens=300))
     table = scan.table
     assert table["pictures"].tolist() == [0, 1, 2, 0, 1, 0, 0]
     assert table["videos"].tolist() == [0, 0, 0, 1, 1, 0, 0]
@@ -76,15 +77,10 @@ def test_what_is_found_out_is_written_down(root: Path) -> None:
 
 
 def test_tokens_are_those_of_training(root: Path) -> None:
-    from tests.support import tiny, tiny_processor
-    from vlmft.encoding.encoder import Encoder
-
     save_picture(root / "media/a.png", (84, 56))
-    write_rows(
-        root,
-        [qa("<image>\nWhat is it?", image="a.png"), turns(("human", "A"), ("gpt", "B"), ("human", "C"), ("gpt", "D"))],
-    )
-    scan, _ = scanned("dataset=mine", "num_workers=1")
+    more = turns(("human", "A"), ("gpt", "B"), ("human", "C"), ("gpt", "D"))
+    mine = write_rows(root, [qa("<image>\nWhat is it?", image="a.png"), more])
+    scan, _ = scanned(config_of({"mine": mine}, num_workers=1))
     encoder = Encoder(tiny(), tiny_processor())
     source = scan.targets[0].source
     encoded = [encoder.encode(source[row]) for row in range(2)]
@@ -97,41 +93,32 @@ def test_a_box_that_lies_outside(root: Path) -> None:
     save_picture(root / "media/a.png", (56, 56))
     inside, outside = '{"bbox_2d": [0, 0, 56, 20]}', '{"bbox_2d": [0, 0, 90, 20]}'
     rows = [qa("<image>\nWhere?", said, image="a.png") for said in (inside, outside)]
-    write_rows(root, rows, coordinates="pixels")
-    _, (problem,) = scanned("dataset=mine")
+    mine = write_rows(root, rows, coordinates="pixels")
+    _, (problem,) = scanned(config_of({"mine": mine}))
     assert (problem.id, problem.kind) == ("mine/1", "boxes")
     assert "it reaches beyond its picture of 56 x 56 pixels" in problem.message
 
 
-@pytest.fixture
-def held_out(root: Path) -> Path:
-    """Forty held-out samples, of which a tenth may be asked."""
-    write_rows(root, [qa("A?")])
-    return write_rows(root, [qa(f"word {number} " * 99, id=number) for number in range(40)], "eval")
-
-
-def test_of_what_is_held_out_only_what_the_model_is_asked_is_encoded(held_out: Path) -> None:
-    words = ("dataset=mine", "eval_dataset=eval", "batching.max_tokens=200")
-    _, problems = scanned(*words, "evaluation.max_samples=4")
-    config = composed(*words)
-    asked = [sample.id for sample in opened(config).held_out_samples(4)]
-    assert sorted(problem.id for problem in problems) == sorted(asked)
-    assert len(scanned(*words, "evaluation.max_samples=null")[1]) == 40
-    assert scanned(*words, "evaluation=none")[1] == []
+def test_of_what_is_held_out_only_what_the_model_is_asked_is_encoded(root: Path) -> None:
+    entries = {"mine": write_rows(root, [qa("A?")])}, {"eval": write_rows(root, [qa("word " * 200)] * 40, "eval")}
+    scan, problems = scanned(config_of(*entries, max_tokens=200, max_samples=4))
+    assert [problem.id for problem in problems] == [sample.id for sample in scan.data.held_out_samples(4)]
+    assert len(problems) == 4
+    assert len(scanned(config_of(*entries, max_tokens=200, max_samples=None))[1]) == 40
+    assert scanned(config_of(*entries, max_tokens=200, evaluation=NoEvaluation()))[1] == []
 
 
 def test_an_overlap_is_a_problem_of_its_own(root: Path) -> None:
-    write_rows(root, [qa("A?"), qa("B?")])
-    write_rows(root, [qa("B?")], "eval")
-    _, (problem,) = scanned("dataset=mine", "eval_dataset=eval", "tokens=false")
+    entries = {"mine": write_rows(root, [qa("A?"), qa("B?")])}, {"eval": write_rows(root, [qa("B?")], "eval")}
+    _, (problem,) = scanned(config_of(*entries, tokens=False))
     assert problem.kind == "overlap"
     assert problem.message.startswith("1 training samples are also held out (training = held out): mine/1 = eval/0; ")
     assert {problem.as_json()[name] for name in ("file", "line", "row")} == {None}
 
 
 def test_only_what_a_run_visits_is_looked_at(root: Path) -> None:
-    write_rows(root, [qa("A?", id=number) for number in range(40)])
-    scan, _ = scanned("dataset=mine@0.25", "tokens=false")
+    mine = write_rows(root, [qa("A?", id=number) for number in range(40)], factor=0.25)
+    scan, _ = scanned(config_of({"mine": mine}, tokens=False))
     assert scan.num_samples == 10
 
 
@@ -149,8 +136,7 @@ def test_of_a_source_that_gives_no_lines_a_lost_sample_is_named_by_its_row() -> 
 
 
 def test_an_examiner_may_be_pickled_for_systems_that_do_not_fork(root: Path) -> None:
-    write_rows(root, [qa("A?"), qa("A?", "")])
-    config = composed("dataset=mine", "num_workers=1")
+    config = config_of({"mine": write_rows(root, [qa("A?"), qa("A?", "")])})
     scan = Scan(config, opened(config))
     counter = pickle.loads(pickle.dumps(scan.examiner.counter))
     examiner = Examiner(scan.targets, scan.counts, scan.examiner.rules, counter, decode=True)

@@ -3,7 +3,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.checking.support import composed, write_rows
+from tests.checking.support import config_of, write_rows
 from tests.data.making import Listed, qa
 from vlmft.checking.counts import BAD, COUNTED, READ, TOO_LONG, TOO_MUCH_VISION, Counts, Target
 from vlmft.checking.figures import Figures, TokenFigures, figures_of, limits_of, plain
@@ -78,7 +78,7 @@ def test_repeats_name_the_first_that_asks_the_same_in_whatever_entry(figures: Fi
 def test_nothing_was_counted() -> None:
     figures = made(("a", False, [(0, 0, 0, 0, 1, 0, READ)]))
     assert figures.total.tokens is None
-    assert limits_of(composed("dataset=shapes"), figures) == {}
+    assert limits_of(config_of({}), figures) == {}
     assert token_table(figures) is None
 
 
@@ -89,14 +89,15 @@ def test_the_most_that_is_known_is_summed_in_64_bits() -> None:
 
 
 def test_limits(root, figures: Figures) -> None:
-    for name in "abe":
-        write_rows(root, [qa()], name, **({"max_vision_tokens": 9} if name == "b" else {}))
-    words = ("dataset=a+b", "eval_dataset=e", "batching.max_tokens=99")
-    assert limits_of(composed(*words), figures) == {
+    a, e = write_rows(root, [qa()], "a"), write_rows(root, [qa()], "e")
+    entries = {"a": a, "b": write_rows(root, [qa()], "b", max_vision_tokens=9)}, {"e": e}
+    config = config_of(*entries, max_tokens=99)
+    assert limits_of(config, figures) == {
         "batching.max_tokens": {"is": 99, "over": 1, "fits_all": 100},
         "dataset.b.max_vision_tokens": {"is": 9, "over": 1, "fits_all": 32},
     }
-    assert limits_of(composed(*words, "model.max_vision_tokens=50"), figures)["model.max_vision_tokens"] == {
+    limited = config.model_copy(update={"model": config.model.model_copy(update={"max_vision_tokens": 50})})
+    assert limits_of(limited, figures)["model.max_vision_tokens"] == {
         "is": 50,
         "over": 0,
         "fits_all": 90,

@@ -16,21 +16,21 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.checking.support import composed, opened, scanned, write_rows
+from tests.checking.support import config_of, opened, scanned, write_rows
 from tests.data.making import qa, save_picture, turns
 from tests.data.media.making_video import save_video
 from tests.support import literally, noise, tiny, tiny_processor
 from vlmft.checking.examine import Examiner, Problem
 from vlmft.checking.scan import Scan
-from vlmft.config.app import run_app
+from vlmft.config.app import Composition
 from vlmft.data.mixture import SampleRef
 from vlmft.data.problems import SampleError
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup, Watch, encode_group
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
-from vlmft.train import TrainConfig, train
-from vlmft.validate import ValidateConfig, validate
+from vlmft.train import train
+from vlmft.validate import validate
 
 MAX_TOKENS = 400
 PICTURE = "<image>\nWhat is it?"
@@ -196,15 +196,12 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Verdicts]:
             (media / file).parent.mkdir(exist_ok=True)
             make(media / file)
     rows = [row if isinstance(row, list) else row | {"id": name} for name, (row, *_) in CASES.items()]
-    write_rows(root, [*rows, *(row | {"id": name} for name, row in GOOD.items())])
+    mine = write_rows(root, [*rows, *(row | {"id": name} for name, row in GOOD.items())])
     names = {f"mine/{number if isinstance(rows[number], list) else name}": name for number, name in enumerate(CASES)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLMFT_PATH", str(root))
-        patch.chdir(tmp_path_factory.mktemp("work"))
-        words = ("dataset=mine", f"batching.max_tokens={MAX_TOKENS}", "num_workers=2")
-        scan, problems = scanned(*words, "decode=true")
-        by_headers, by_structure = (scanned(*words, f"tokens={tokens}")[1] for tokens in ("true", "false"))
-        trained = training_says(scan)
+    config = config_of({"mine": mine}, max_tokens=MAX_TOKENS)
+    scan, problems = scanned(config.model_copy(update={"decode": True}))
+    by_headers, by_structure = (scanned(config.model_copy(update={"tokens": tokens}))[1] for tokens in (True, False))
+    trained = training_says(scan)
     said = [{problem.id: problem for problem in found} for found in (problems, by_headers, by_structure)]
     assert [problem.id for problem in problems] == [id_ for id_ in trained if id_ in said[0]]  # in the file's order
     yield {
@@ -272,29 +269,32 @@ FILES: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_bad_file(root: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_a_bad_file(root: Path, case: str) -> None:
     """Both commands end before anything is made, or loaded."""
     content, said = FILES[case]
-    file = write_rows(root, [])
-    file.write_bytes(content)
+    mine = write_rows(root, [])
+    mine.data_path.write_bytes(content)
     if case == "no file":
-        file.unlink()
+        mine.data_path.unlink()
+    before = {*root.rglob("*")}
+    composition = Composition("", (), root / "run", {}, None, False)
     spoken = []
-    for name, schema, job in (("validate", ValidateConfig, validate), ("train", TrainConfig, train)):
-        assert run_app(name, schema, job, argv=["dataset=mine"]) == 2  # type: ignore[type-var, arg-type]
-        spoken.append(capsys.readouterr())
-    assert spoken[0] == spoken[1]
-    assert spoken[0].out == "" and said.format(file=file) in spoken[0].err
-    assert list(Path.cwd().iterdir()) == []
+    for command in (validate, train):
+        with pytest.raises(DataError) as raised:
+            command(config_of({"mine": mine}, out=root / "out"), composition)
+        spoken.append(raised.value.problems)
+    assert spoken[0] == spoken[1] and len(spoken[0]) == 1
+    assert said.format(file=mine.data_path) in spoken[0][0]
+    assert {*root.rglob("*")} == before
 
 
 def test_a_held_out_prompt_that_is_too_long(root: Path) -> None:
     """The answer does not count there: the model is to give its own."""
-    write_rows(root, [qa("A?")])
-    write_rows(root, [qa("A?", "word " * 400, id="answer"), qa("word " * 400, id="prompt")], "eval")
-    _, (problem,) = scanned("dataset=mine", "eval_dataset=eval", f"batching.max_tokens={MAX_TOKENS}")
+    rows = [qa("A?", "word " * 400, id="answer"), qa("word " * 400, id="prompt")]
+    entries = {"mine": write_rows(root, [qa("A?")])}, {"eval": write_rows(root, rows, "eval")}
+    scan, (problem,) = scanned(config_of(*entries, max_tokens=MAX_TOKENS))
     encoder = Encoder(tiny(), tiny_processor(), MAX_TOKENS)
-    source = opened(composed("dataset=mine", "eval_dataset=eval")).held_out[0][0]
+    source = scan.targets[1].source
     encoder.encode_prompt(source[0])
     with pytest.raises(SampleError, match=literally(problem.message)):
         encoder.encode_prompt(source[1])
@@ -304,10 +304,8 @@ def test_a_held_out_prompt_that_is_too_long(root: Path) -> None:
 def test_more_vision_tokens_than_are_allowed_are_said_before_anything_else(root: Path) -> None:
     """As the encoder does it: its texts are rendered after its media have been planned."""
     save_picture(root / "media/large.png", (280, 280))
-    write_rows(
-        root, [qa("<image>\n<|im_end|>", image="large.png"), qa(PICTURE, image="large.png")], max_vision_tokens=9
-    )
-    scan, problems = scanned("dataset=mine")
+    rows = [qa("<image>\n<|im_end|>", image="large.png"), qa(PICTURE, image="large.png")]
+    scan, problems = scanned(config_of({"mine": write_rows(root, rows, max_vision_tokens=9)}))
     assert [problem.message for problem in problems] == list(training_says(scan).values())
     assert [problem.kind for problem in problems] == ["length", "length"]
     assert "vision tokens exceed max_vision_tokens=9; raise it" in problems[0].message
@@ -315,8 +313,7 @@ def test_more_vision_tokens_than_are_allowed_are_said_before_anything_else(root:
 
 @pytest.fixture
 def examiner(root: Path) -> Examiner:
-    write_rows(root, [qa("A?", id="one")])
-    config = composed("dataset=mine", "tokens=false")
+    config = config_of({"mine": write_rows(root, [qa("A?", id="one")])}, tokens=False)
     return Scan(config, opened(config)).examiner
 
 
