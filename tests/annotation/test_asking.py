@@ -91,7 +91,7 @@ def test_a_video_is_its_frames(run: Run, tmp_path: Path) -> None:
 
 
 def test_no_more_requests_at_a_time_than_allowed(run: Run, images: Path) -> None:
-    with serving(lambda asked: Reply(CAPTION, delay_s=0.1)) as server:
+    with serving(lambda asked: Reply(CAPTION, delay_s=0.3)) as server:
         assert run(server, concurrency=2)[0] == 0
         assert server.most_at_once == 2
 
@@ -142,6 +142,15 @@ def test_an_answer_that_breaks_the_schema_is_asked_for_again(run: Run, one: Path
     assert (code, errors) == (2, [f"one/0.png: {problem} (2 answers)"])
     (listed,) = problems()
     assert listed["problem"] == f"{problem} (2 answers)" and listed["answer"] == answer["content"]
+
+
+def test_an_answer_that_no_file_can_hold_is_listed_all_the_same(run: Run, one: Path) -> None:
+    raw = b'{"choices": [{"message": {"content": "half \\ud800"}}]}'
+    with serving([Reply(raw=raw)]) as server:
+        code, _, errors = run(server, media_dir="data/one", schema=None, answers=1)
+    said = "it holds half a character, which no file can hold"
+    assert (code, errors) == (2, [f"one/0.png: {said}"])
+    assert problems() == [{"image": "one/0.png", "problem": said, "answer": "half \ud800"}]
 
 
 def test_a_damaged_file_is_listed_and_the_rest_goes_on(run: Run, images: Path) -> None:

@@ -13,7 +13,9 @@ from tests.annotation.making import save_video
 from tests.support import literally
 from vlmft.annotation.clip_encoder import best_encoder
 from vlmft.annotation.cutting import Result, Rule, cut_video
+from vlmft.data.media.video import probe_video, read_frames
 from vlmft.errors import DataError, StorageError
+from vlmft.types import Video
 
 EXACT = Rule(seconds=1.0, cut="exact", rest="keep", min_seconds=0.5, quality=0, encoder="libx264")
 COPY = Rule(seconds=1.0, cut="keyframe", rest="keep", min_seconds=0.5, quality=0, encoder="libx264")
@@ -27,6 +29,12 @@ def changed(rule: Rule, **values: Any) -> Rule:
 def read(path: Path) -> list[av.VideoFrame]:
     with av.open(str(path)) as file:
         return list(file.decode(video=0))
+
+
+def seen(path: Path) -> "np.ndarray[Any, Any]":
+    """Every frame as training sees it."""
+    video = Video(path)
+    return read_frames(video, np.arange(len(probe_video(video).timestamps)))
 
 
 def light(frame: av.VideoFrame) -> "np.ndarray[Any, Any]":
@@ -178,6 +186,50 @@ def test_pixels_of_any_kind_are_kept(tmp_path: Path, clips: Path, pixel_format: 
     wanted, _ = decoded(path)
     frames = all_frames(clips, cut_video(path, clips, EXACT))
     assert len(frames) == 12 and all(np.array_equal(a, b) for a, b in zip(frames, wanted, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("pixel_format", "size", "kept"),
+    [
+        ("yuvj420p", (63, 47), "yuv444p"),
+        ("yuv422p", (63, 47), "yuv444p"),
+        ("gray", (64, 48), "yuv444p"),
+        ("bgr0", (63, 47), "yuv444p"),
+    ],
+)
+@pytest.mark.parametrize("is_full", [False, True], ids=["", "full range"])
+@pytest.mark.parametrize("encoder", ["libx264", "mpeg4"])
+def test_colours_stay_what_they_are(
+    tmp_path: Path, clips: Path, pixel_format: str, size: tuple[int, int], kept: str, encoder: Any, is_full: bool
+) -> None:
+    """As training sees them, where the encoder has no such pixels."""
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as file:
+        codec = "mjpeg" if pixel_format.startswith("yuvj") else "ffv1"
+        stream = file.add_stream(codec, rate=10, options={"qmin": "1", "qmax": "1"} if codec == "mjpeg" else {})
+        stream.width, stream.height, stream.pix_fmt = *size, pixel_format
+        if is_full:
+            stream.codec_context.color_range = 2
+        for colour in ((200, 30, 60), (10, 90, 250), (255, 255, 255), (0, 0, 0)):
+            pixels = np.full((size[1], size[0], 3), colour, np.uint8)
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        file.mux(stream.encode(None))
+    cut_video(path, clips, changed(EXACT, encoder=encoder, quality=0 if encoder == "libx264" else 1))
+    before, after = (seen(each).astype(int) for each in (path, clips / "a-0001.mp4"))
+    assert before.shape == after.shape == (4, size[1], size[0], 3)
+    assert np.abs(before - after).max() <= 4
+    if encoder == "libx264":
+        assert read(clips / "a-0001.mp4")[0].format.name == kept
+
+
+def test_transparency_is_not_dropped(tmp_path: Path, clips: Path) -> None:
+    path = tmp_path / "a.mov"
+    with av.open(str(path), "w") as file:
+        stream = file.add_stream("qtrle", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "argb"
+        file.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((48, 64, 4), np.uint8), "argb")))
+        file.mux(stream.encode(None))
+    refused(path, clips, EXACT, f"{path}: has argb pixels, with transparency, which MP4 cannot hold; convert it")
 
 
 def test_an_odd_size_keeps_every_pixel(tmp_path: Path, clips: Path) -> None:

@@ -30,7 +30,7 @@ def meet(folder: Path, number: int) -> int:
     """How many are there at once, by the files that each leaves while it runs."""
     mine = folder / str(number)
     mine.touch()
-    time.sleep(0.4)
+    time.sleep(1.0)
     there = len(list(folder.iterdir()))
     mine.unlink()
     return there

@@ -59,7 +59,7 @@ def test_ctrl_c_keeps_what_came(typed: Typed, images: Path, tmp_path: Path) -> N
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
     assert process.returncode == 130
     kept = tmp_path / "data/metadata.jsonl"
     assert err == f"error: interrupted; 3 new captions are kept in {kept}, and the same command goes on\n"

@@ -19,7 +19,7 @@ from av.packet import Packet
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from vlmft.annotation.clip_encoder import Encoder, add_encoder
+from vlmft.annotation.clip_encoder import Encoder, add_encoder, fitted
 from vlmft.data.media.video_damage import NalUnits
 from vlmft.data.media.video_decode import decode
 from vlmft.data.media.video_index import VideoIndex, index_video, opened
@@ -249,6 +249,9 @@ def _encode(
     video: Video, index: VideoIndex, stream: VideoStream, clips: _Clips, end: Fraction | None, rule: Rule
 ) -> int:
     """Decode every frame and encode it into its clip; return how many were dropped behind `end`."""
+    layout = av.VideoFormat(index.pixel_format)
+    if layout.has_palette or any(part.is_alpha for part in layout.components):
+        raise DataError(f"{index.name}: has {layout.name} pixels, with transparency, which MP4 cannot hold; convert it")
     outline, dropped = clips.outline, 0
     for frame in decode(video, index, range(len(index.pts))):
         ticks = frame.pts
@@ -261,5 +264,5 @@ def _encode(
             clips.stream = add_encoder(clips.open(piece, ticks), stream, frame, rule.encoder, rule.quality)
         clips.note(ticks, frame.duration or outline.frame_ticks)
         frame.pts, frame.time_base, frame.pict_type = ticks - clips.first, index.time_base, PictureType.NONE
-        clips.file.mux(clips.stream.encode(frame))
+        clips.file.mux(clips.stream.encode(fitted(frame, clips.stream)))
     return dropped

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlmft.annotation.rows import read_rows
+from vlmft.annotation.rows import read_rows, write_whole
 from vlmft.errors import ConfigError, DataError, StorageError
 
 Row = dict[str, Any]
@@ -35,7 +35,8 @@ class Journal:
         Raises:
             StorageError: the file cannot be written.
         """
-        data = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        data = text.encode(errors="backslashreplace")  # half a character becomes \ud800, as JSON writes it
         before = os.fstat(self._descriptor).st_size
         try:
             # One call: a process that is killed has made it or not.
@@ -50,17 +51,8 @@ class Journal:
         """Put the lines in the order of `key`, in place of the file at once. Nothing is appended after this."""
         lines = [line for line in self.path.read_bytes().split(b"\n") if line.strip()]
         ordered = sorted(lines, key=lambda line: key(json.loads(line)))
-        if ordered == lines:
-            return
-        beside = self.path.with_name(f".{self.path.name}.tmp")
-        try:
-            with beside.open("wb") as file:
-                file.write(b"".join(line + b"\n" for line in ordered))
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self.path)
-        except OSError as error:
-            raise StorageError(f"{beside}: cannot be written: {error.strerror}; {self.path} is as it was") from error
+        if ordered != lines:
+            write_whole(self.path, b"".join(line + b"\n" for line in ordered))
 
     def _end_last_line(self) -> int:
         """Cut off a last line that is no JSON, or end one that a person did not; return the bytes that were cut."""

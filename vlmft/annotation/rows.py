@@ -1,14 +1,15 @@
-"""The rows of a file that is to be added to, each with its place.
+"""The rows of a file that is to be added to, each with its place, and how a file is written whole.
 
 Training reads files of any size by index (`vlmft.data.sources.jsonrows`); what people annotate fits into memory.
 """
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vlmft.errors import DataError
+from vlmft.errors import DataError, StorageError
 
 PlacedRow = tuple[str, Any]
 """`<file>:<line>` (a list: `<file>, row <row>`, from 0), and the row."""
@@ -32,6 +33,24 @@ def read_rows(path: Path) -> list[PlacedRow]:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from None
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write beside `path`, then rename: no crash leaves half a file.
+
+    Raises:
+        StorageError: it cannot be written; what stood there still does.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}; it is as it was") from error
 
 
 def _items(path: Path, text: str) -> Iterator[PlacedRow]:

@@ -1,17 +1,15 @@
 """Rows whose answers are placeholders, for people to fill in."""
 
 import json
-import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from vlmft.annotation.media import MediaFile
-from vlmft.annotation.rows import is_list, read_rows
+from vlmft.annotation.rows import is_list, read_rows, write_whole
 from vlmft.annotation.task import Task, keep_schema
 from vlmft.annotation.templates import Template
 from vlmft.data.placeholders import PLACEHOLDER, placeholder
-from vlmft.errors import ConfigError, StorageError
+from vlmft.errors import ConfigError
 
 
 def write_skeleton(task: Task) -> None:
@@ -35,7 +33,8 @@ def write_skeleton(task: Task) -> None:
     new = list(_rows(task, task.missing(rows), len(rows)))
     if new:
         text = task.out.read_bytes().decode() if exists else ""
-        _replace(task.out, _with_items(text, new) if is_list(task.out) else _with_lines(text, new))
+        text = _with_items(text, new) if is_list(task.out) else _with_lines(text, new)
+        write_whole(task.out, text.encode())
     said = [f"written  {task.out}: {len(new)} rows to fill in, each marked {PLACEHOLDER}: ...]"]
     said += [f"left     {len(rows)} rows that were there"] if exists else []
     console().print("\n".join([*said, f"paths    start from {task.base}"]), markup=False)
@@ -88,17 +87,3 @@ def _with_items(text: str, rows: list[dict[str, Any]]) -> str:
     items = ",\n".join(json.dumps(row, ensure_ascii=False, indent=2) for row in rows)
     before = text.rstrip().removesuffix("]").rstrip() or "["
     return f"{before}{'' if before.endswith('[') else ','}\n{items}\n]\n"
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write beside `path`, then rename: no crash leaves half a file."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with beside.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from vlmft.annotation.media import MediaFile
+from vlmft.annotation.rows import write_whole
 from vlmft.annotation.templates import Template
 from vlmft.data.sources.caption_schema import CaptionSchema
 from vlmft.data.sources.captions import SCHEMA
 from vlmft.data.sources.parsed import NAMES
-from vlmft.errors import ConfigError, StorageError
+from vlmft.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,10 @@ def keep_schema(task: Task) -> None:
     if task.schema_path is None:
         return
     path, written = task.out.with_name(SCHEMA), task.schema_path.read_bytes()
-    try:
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(written)
-        elif path.read_bytes() != written:
-            raise ConfigError(
-                f"schema: differs from {path}, which is that of the captions in {task.out}; give that one, or put out "
-                "into another folder"
-            )
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror}") from error
+    if not path.exists():
+        write_whole(path, written)
+    elif path.read_bytes() != written:
+        raise ConfigError(
+            f"schema: differs from {path}, which is that of the captions in {task.out}; give that one, or put out into "
+            "another folder"
+        )
