@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.data.making import Listed, in_new_process, numbered, qa
-from vlmft.data.hashing import hash_texts, id_hashes, mix, mix_each, salt
+from vlmft.data.hashing import hash_texts, id_hashes, mix, mix_each, rows_with_twins, salt
 
 _CODE = """
 import json
@@ -43,6 +43,12 @@ def test_a_source_that_has_its_hashes_is_asked_for_them(dataset):
     with_hashes = Listed(["x"])
     with_hashes.id_hashes = lambda rows: np.arange(5, dtype=np.uint64)
     assert id_hashes(with_hashes, range(1)).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 7, 100])
+def test_rows_with_the_same_id_are_found_a_few_hashes_at_a_time(at_once):
+    assert rows_with_twins(Listed(["a", "b", "a", "c", "d", "b", "a", "e"]), at_once) == [0, 1, 2, 5, 6]
+    assert rows_with_twins(numbered(9), at_once) == rows_with_twins(numbered(0), at_once) == []
 
 
 def test_numbers_are_mixed_in_one_by_one():

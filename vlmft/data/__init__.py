@@ -11,6 +11,7 @@ from vlmft.data.sources.llava import LLaVADataset
 from vlmft.data.sources.messages import MessagesDataset
 from vlmft.data.sources.preference import PreferenceDataset
 from vlmft.data.sources.prompts import PromptDataset
+from vlmft.data.sources.sharded import ShardedDataset, WebDataset
 from vlmft.data.spec import DatasetSpec
 
 __all__ = [
@@ -29,4 +30,6 @@ __all__ = [
     "PreferenceDataset",
     "PromptDataset",
     "Shapes",
+    "ShardedDataset",
+    "WebDataset",
 ]

@@ -30,6 +30,20 @@ def id_hashes(source: Source, rows: Rows) -> Hashes:
     return source.id_hashes(rows) if isinstance(source, Hashed) else hash_texts(source.sample_id(int(r)) for r in rows)
 
 
+def rows_with_twins(source: Source, at_once: int = 2**23) -> list[int]:
+    """The rows whose ids have the hash of another row's, ascending; holds some `at_once` hashes at a time."""
+    rows = [np.arange(first, min(first + at_once, len(source))) for first in range(0, len(source), at_once)]
+    found: list[int] = []
+    for number in range(len(rows)):  # each time, the hashes of one remainder
+        drawn = [hashes[hashes % len(rows) == number] for hashes in (id_hashes(source, some) for some in rows)]
+        ascending = np.sort(np.concatenate(drawn))
+        repeated = np.unique(ascending[1:][ascending[1:] == ascending[:-1]])
+        if len(repeated):
+            for some in rows:
+                found += some[np.isin(id_hashes(source, some), repeated)].tolist()
+    return sorted(found)
+
+
 def hash_texts(texts: Iterable[str]) -> Hashes:
     """The hash of each text."""
     return np.frombuffer(digests(texts), dtype="<u8").astype(np.uint64)

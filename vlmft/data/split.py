@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -14,6 +14,15 @@ from vlmft.errors import ConfigError, DataError
 RowArray: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 _LISTED = 5  # samples named in one message
+
+
+@runtime_checkable
+class Hinted(Protocol):
+    """A source that can tell most rows apart without reading their media."""
+
+    def content_hint(self, row: int) -> bytes:
+        """A digest that is equal where `content_key` is."""
+        ...
 
 
 def split_holdout(source: Source, share: float) -> tuple[RowArray, RowArray]:
@@ -73,18 +82,19 @@ def refuse_overlap(train: Iterable[tuple[Source, Rows]], held_out: Sequence[tupl
         DataError: lists some of the samples.
     """
     places: dict[tuple[str, int], str] = {}
-    contents: dict[bytes, str] = {}
+    alike: dict[bytes, list[tuple[Source, int]]] = {}
     for source, rows in held_out:
         file = str(source.data_file.resolve())
         for row in map(int, rows):
-            places[file, row] = contents[source.content_key(row)] = source.sample_id(row)
+            places[file, row] = source.sample_id(row)
+            alike.setdefault(_hint(source, row), []).append((source, row))
     if not places:
         return
     found: list[str] = []
     for source, rows in train:
         file = str(source.data_file.resolve())
         for row in map(int, rows):
-            if twin := places.get((file, row)) or contents.get(source.content_key(row)):
+            if twin := places.get((file, row)) or _twin(source, row, alike.get(_hint(source, row), ())):
                 found.append(f"{source.sample_id(row)} = {twin}")
     if found:
         more = f" and {len(found) - _LISTED} more" if len(found) > _LISTED else ""
@@ -93,6 +103,18 @@ def refuse_overlap(train: Iterable[tuple[Source, Rows]], held_out: Sequence[tupl
             f"{', '.join(found[:_LISTED])}{more}; "
             "remove them from one side, or draw both from one entry with holdout= and no sample twice"
         )
+
+
+def _hint(source: Source, row: int) -> bytes:
+    return source.content_hint(row) if isinstance(source, Hinted) else source.content_key(row)
+
+
+def _twin(source: Source, row: int, alike: Sequence[tuple[Source, int]]) -> str:
+    """The id of the last of `alike` that says and shows the same as `row`, or nothing."""
+    if not alike:
+        return ""
+    content = source.content_key(row)
+    return next((other.sample_id(twin) for other, twin in reversed(alike) if other.content_key(twin) == content), "")
 
 
 def _smallest(source: Source, rows: Rows, n: int, purpose: str) -> RowArray:

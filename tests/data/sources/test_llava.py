@@ -103,8 +103,8 @@ def test_frames_of_a_video_by_list_and_by_folder(dataset, media):
 def test_media_that_a_row_holds_itself(dataset, media):
     source = dataset([qa(image="data:image/png;base64,UE5H", video="data:video/mp4;base64,TVA0")])
     assert source[0].media == (
-        Image(media / "mine.json" / "medium 0", b"PNG"),
-        Video(media / "mine.json" / "medium 1", data=b"MP4"),
+        Image(media / "mine.json:1, row 0: picture 0", b"PNG"),
+        Video(media / "mine.json:1, row 0: video 1", data=b"MP4"),
     )
 
 

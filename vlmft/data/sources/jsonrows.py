@@ -6,6 +6,7 @@ which every loader process would come to copy.
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlmft.data.hashing import Hashes, hash_texts
+from vlmft.data.sources.find_shards import Shard
 from vlmft.data.sources.ids import Ids, IdsWriter, numbered
 from vlmft.data.sources.index import SMALL, Array, IndexOf, OpenIndex, compact
 from vlmft.data.sources.jsonscan import parse, scan_lines, scan_list
@@ -23,27 +25,41 @@ from vlmft.errors import DataError
 LINES_SUFFIXES = (".jsonl", ".ndjson")
 
 
+@dataclass(frozen=True)
+class JsonOpener:
+    """Opens shards of JSON Lines of the entry `name`."""
+
+    name: str
+
+    def index_of(self, shard: Shard) -> IndexOf:
+        """See `Opener`."""
+        return _index_of(shard.path, self.name, shard.label)
+
+    def open(self, shard: Shard) -> "JsonRows":
+        """See `Opener`."""
+        return JsonRows(shard.path, self.name, shard.label, OpenIndex(self.index_of(shard), keep=True))
+
+
 class JsonRows:
     """The rows of one file, as it was when it was opened.
 
     Args:
         name: the entry whose ids the index has the hashes of.
         label: what stands before the number of a row without an id, where the file is one of several.
-        keep: whether the index is kept in the cache folder.
     """
 
-    def __init__(self, path: Path, name: str, label: str | None, keep: bool) -> None:
-        self.path, self.name, self.label = path, name, label
-        build = partial(_arrays, name=name, label=label)
-        self._index = OpenIndex(IndexOf(path.absolute(), f"json rows of {name!r}, {label!r}", build), keep)
+    shards = window = None
+
+    def __init__(self, path: Path, name: str, label: str | None, index: OpenIndex) -> None:
+        self.path, self.name, self.label, self._index = path, name, label, index
+
+    @property
+    def state(self) -> FileState:
+        """See `ShardTable`."""
+        return self._index.state
 
     def __len__(self) -> int:
         return len(self._index.now.arrays["starts"])
-
-    @property
-    def shards(self) -> None:
-        """Rows may be read in any order."""
-        return None
 
     def value(self, row: int) -> Any:
         """Read and parse one row. Raises `DataError` where the file has changed."""
@@ -83,10 +99,15 @@ def read_json_rows(path: Path, name: str = "") -> JsonRows:
     Raises:
         DataError: the file cannot be read, is no UTF-8, no valid JSON, no list, or empty.
     """
-    rows = JsonRows(path, name, None, keep=FileState.of(path).size > SMALL)
+    index = OpenIndex(_index_of(path.absolute(), name, None), keep=FileState.of(path).size > SMALL)
+    rows = JsonRows(path, name, None, index)
     if not len(rows):
         raise DataError(f"{path}: holds no sample; expected at least one")
     return rows
+
+
+def _index_of(path: Path, name: str, label: str | None) -> IndexOf:
+    return IndexOf(path, f"json rows of {name!r}, {label!r}", partial(_arrays, name=name, label=label))
 
 
 def _arrays(path: Path, name: str, label: str | None) -> tuple[Mapping[str, Array], Mapping[str, str]]:

@@ -2,19 +2,17 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from vlmft.config.media import MediaRules
-from vlmft.data.hashing import Hashes, hash_texts, id_hashes
+from vlmft.data.hashing import Hashes, hash_texts, rows_with_twins
 from vlmft.data.media.paths import is_fetchable, is_url, resolve_frames, resolve_media
 from vlmft.data.media.remote import fetch
 from vlmft.data.problems import naming_sample
-from vlmft.data.sources.parsed import Parser, Reference, Turn, shown
+from vlmft.data.sources.parsed import NAMES, Parser, Reference, Turn, shown
 from vlmft.data.spec import Rows
 from vlmft.errors import DataError
 from vlmft.types import Image, Media, Message, Sample, Video
@@ -63,6 +61,15 @@ class HashedTable(Protocol):
         ...
 
 
+@runtime_checkable
+class OutlinedTable(Protocol):
+    """A table whose rows hold media, which are much to read."""
+
+    def outline(self, row: int) -> Any:
+        """One row with each medium's size, as text, in place of its bytes."""
+        ...
+
+
 @dataclass(frozen=True)
 class RowSource:
     """The samples of one table."""
@@ -99,7 +106,7 @@ class RowSource:
         sample_id, place = self.sample_id(row), self.table.place(row)
         with naming_sample(sample_id, place):
             parsed = self.parse(self.table.value(row))
-            media = [self._found(number, reference) for number, reference in enumerate(parsed.media)]
+            media = [self._found(place, number, reference) for number, reference in enumerate(parsed.media)]
         messages = [*_messages(parsed.turns, iter(media))]
         if self.system_prompt and messages[0].role != "system":
             messages.insert(0, Message("system", (self.system_prompt,)))
@@ -118,9 +125,16 @@ class RowSource:
 
     def content_key(self, row: int) -> bytes:
         """A digest of the texts and media; of the raw value where the row is malformed."""
+        return self._digest_of(row, self.table.value)
+
+    def content_hint(self, row: int) -> bytes:
+        """A digest that is equal where `content_key` is. Reads no media."""
+        return self._digest_of(row, self.table.outline if isinstance(self.table, OutlinedTable) else self.table.value)
+
+    def _digest_of(self, row: int, read: Callable[[int], Any]) -> bytes:
         said: object = f"{self.table.path}, row {row}"
         try:
-            said = value = self.table.value(row)
+            said = value = read(row)
             parsed = self.parse(value)
             said = (parsed.turns, [self._named(reference) for reference in parsed.media], parsed.target)
         except DataError:
@@ -133,31 +147,26 @@ class RowSource:
 
     def refuse_duplicate_ids(self) -> None:
         """Raise `DataError` where two rows would have the same id in a run."""
-        hashes = id_hashes(self, range(len(self)))
-        ascending = np.sort(hashes)
-        repeated = ascending[1:][ascending[1:] == ascending[:-1]]
-        if not len(repeated):
-            return
-        twice = np.flatnonzero(np.isin(hashes, repeated))
         seen: dict[str, int] = {}
         problems: list[str] = []
-        for row in twice.tolist():
+        for row in rows_with_twins(self):
             sample_id = self.sample_id(row)
             earlier = seen.setdefault(sample_id, row)
             if earlier != row:
+                twin = f"row {earlier}" if self.shards is None else self.table.place(earlier)
                 problems.append(
-                    f"{sample_id} ({self.table.place(row)}): row {earlier} has the same id; "
+                    f"{sample_id} ({self.table.place(row)}): {twin} has the same id; "
                     "give each sample an id of its own, or none an id"
                 )
         if len(problems) > _LISTED:
             problems[_LISTED:] = [f"{self.name}: {len(problems) - _LISTED} more ids stand twice in {self.data_file}"]
         DataError.raise_if(problems)
 
-    def _found(self, number: int, reference: Reference) -> Media:
+    def _found(self, place: str, number: int, reference: Reference) -> Media:
         """The medium that a reference names, its file found."""
         value = reference.value
         if isinstance(value, bytes):
-            path = self.data_file / f"medium {number}"
+            path = Path(f"{place}: {NAMES[reference.kind]} {number}")
             return Image(path, value) if reference.kind == "image" else Video(path, data=value)
         if reference.kind == "image":
             assert isinstance(value, str)
