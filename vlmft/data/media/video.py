@@ -98,6 +98,11 @@ def read_frames(video: Video, indices: Indices, decoder: Decoder = "pyav") -> Pi
     if video.frames:
         return _from_pictures(video, chosen)
     index = index_video(video)
+    if chosen[-1] >= len(index.pts):
+        raise DataError(
+            f"{video.path} has {len(index.pts)} frames and number {chosen[-1]} is asked for; "
+            "leave files alone while a run reads them"
+        )
     _refuse_excess(video, len(chosen), index.size)
     if decoder != "pyav":
         return read_others(video, index, chosen, decoder)

@@ -55,7 +55,7 @@ def _end_of_boxes(name: str, file: BinaryIO, size: int) -> int:
             break  # padding behind the last box; damage within is FFmpeg's to find
         found.add(kind)
         position += length
-    if position >= size and b"moov" not in found:
+    if position == size and b"moov" not in found:
         raise DataError(
             f"{name} is cut off: it has no moov box, in which an MP4 lists its frames; "
             "replace the file or remove its samples"

@@ -1,8 +1,8 @@
 """The frames of a video file, decoded strictly by PyAV."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,9 +24,9 @@ NUM_THREADS = 2
 # Reading the stream is all that finds damage: pixels may be left unfinished where nobody looks at them.
 _HASTY = {"skip_loop_filter": "all", "skip_idct": "all"}
 
-# FFmpeg's own VP9 decoder finds hardly any damage: of 40 files with 200 random bytes it decoded 38, libvpx none. They
-# give the same pixels at the same speed.
-_BETTER_DECODERS = {"vp9": "libvpx-vp9"}
+# FFmpeg's own VP9 decoder finds hardly any damage: of 40 files with 200 random bytes it took 38 for good, libvpx none.
+# They give the same pixels at the same speed. The libvpx that comes with PyAV knows 8 bits alone.
+_LIBVPX_FORMATS = ("yuv420p", "yuv422p", "yuv440p", "yuv444p", "gbrp")
 
 
 def decode(video: Video, index: VideoIndex, wanted: Sequence[int], *, hasty: bool = False) -> Iterator["VideoFrame"]:
@@ -37,23 +37,25 @@ def decode(video: Video, index: VideoIndex, wanted: Sequence[int], *, hasty: boo
     as concealed. `hasty` gives frames for the check alone: whole packets are read, pixels left unfinished.
 
     Raises:
-        DataError: damage, as far as the decoder can tell: always with AV1, VP9, MPEG-2 and MPEG-4, in about 95 of 100
-            cases with H.264, and rarely with H.265 and VP8, which take nearly any bytes for a picture.
+        DataError: damage, as far as the decoder can tell: nearly always with AV1, VP9, MPEG-2 and MPEG-4, in about 95
+            of 100 cases with H.264, rarely with H.265 and VP8, which take nearly any bytes for a picture (a hole of
+            zeros in H.264 and H.265 is always found).
     """
-    done = 0
-    try:
-        for frame in _frames(video, index, wanted, hasty, jump=True):
-            yield frame
-            done += 1
-        return
-    except _StrangeFrameError as error:
-        if not error.jumped:
-            raise _damaged(index, error) from error
-    # A keyframe may be none, or a jump end elsewhere; from the start there is no such doubt.
-    try:
-        yield from _frames(video, index, wanted[done:], hasty, jump=False)
-    except _StrangeFrameError as error:
-        raise _damaged(index, error) from error
+    done, jump = 0, True
+    while True:
+        try:
+            for frame in _frames(video, index, wanted[done:], hasty, jump):
+                yield frame
+                done += 1
+            return
+        except _StrangeFrameError as error:
+            place, why = index.place(error.frame), str(error)
+            doubtful = error.jumped
+        # A keyframe may be none, or a jump end elsewhere; from the start there is no such doubt.
+        if not doubtful:
+            # Not in the handler: what was raised there would keep the decoder and its threads for as long as itself.
+            raise DataError(f"{index.name} is damaged at or shortly after {place}: {why}; {REPLACE}")
+        jump = False
 
 
 def pixels(frame: "VideoFrame", index: VideoIndex) -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -82,18 +84,17 @@ class _StrangeFrameError(Exception):
         self.frame, self.jumped = frame, jumped
 
 
-def _damaged(index: VideoIndex, error: _StrangeFrameError) -> DataError:
-    return DataError(f"{index.name} is damaged at or shortly after {index.place(error.frame)}: {error}; {REPLACE}")
-
-
 def _frames(video: Video, index: VideoIndex, wanted: Sequence[int], hasty: bool, jump: bool) -> Iterator["VideoFrame"]:
     with opened(video) as container:
         run = _Run(container, index, hasty)
-        for number in wanted:
-            ahead = [key for key in index.keyframes if run.next < key.frame <= number] if jump else []
-            if ahead:
-                run.jump_to(ahead[-1])
-            yield run.frame(number)
+        try:
+            for number in wanted:
+                ahead = [key for key in index.keyframes if run.next < key.frame <= number] if jump else []
+                if ahead:
+                    run.jump_to(ahead[-1])
+                yield run.frame(number)
+        finally:
+            run.close()
 
 
 class _Run:
@@ -102,11 +103,16 @@ class _Run:
     def __init__(self, container: "InputContainer", index: VideoIndex, hasty: bool) -> None:
         self.container, self.index = container, index
         self.stream: VideoStream = container.streams[index.stream]  # type: ignore[assignment]
-        self.decoder = _decoder(self.stream, hasty)
+        self.decoder = _decoder(self.stream, index, hasty)
         self.nal_units = NalUnits(index.codec, self.stream.codec_context.extradata)
         self.next = 0
         self.jumped = False
-        self._frames = self._decoded(packet for packet in container.demux(self.stream))
+        self._frames = self._decoded(container.demux(self.stream))
+
+    def close(self) -> None:
+        """Let the decoder go: it and its generator hold each other, and its threads would wait for the collector."""
+        self._frames.close()
+        del self._frames
 
     def jump_to(self, key: Keyframe) -> None:
         """Go on decoding at a keyframe; its packet must be the one that the index saw."""
@@ -114,15 +120,13 @@ class _Run:
 
         self.next, self.jumped = key.frame, True
         try:
-            # MP4 looks in decoding times, Matroska in presentation times.
-            at = key.dts if self.index.container == "mov" and key.dts is not None else key.pts
-            self.container.seek(at, stream=self.stream)
+            self.container.seek(key.pts, stream=self.stream)
             self.decoder.flush_buffers()
             packets = self.container.demux(self.stream)
             first = next(packets)
         except av.FFmpegError as error:
             raise self._strange(said(error)) from error
-        if (first.pts, first.dts, first.size) != (key.pts, key.dts, key.size):
+        if (first.pts, first.size) != (key.pts, key.size):
             raise self._strange("its keyframe is not where the container says")
         self._frames = self._decoded(chain([first], packets))
 
@@ -140,7 +144,7 @@ class _Run:
             raise self._strange(said(error)) from error
         raise self._strange("it does not come out of the decoder")
 
-    def _decoded(self, packets: Iterator["Packet[VideoStream]"]) -> Iterator["VideoFrame"]:
+    def _decoded(self, packets: Iterator["Packet[VideoStream]"]) -> Generator["VideoFrame"]:
         begun, start = False, 0
         for packet in packets:
             if not packet.size:
@@ -177,13 +181,13 @@ class _Run:
         return _StrangeFrameError(min(self.next, len(self.index.pts) - 1), why, self.jumped)
 
 
-def _decoder(stream: "VideoStream", hasty: bool) -> "VideoCodecContext":
+def _decoder(stream: "VideoStream", index: VideoIndex, hasty: bool) -> "VideoCodecContext":
     import av
 
     decoder = stream.codec_context
-    other = _BETTER_DECODERS.get(decoder.codec.canonical_name)
-    if other in av.codecs_available:
-        decoder = cast("VideoCodecContext", av.CodecContext.create(other, "r"))
+    libvpx = index.codec == "vp9" and index.pixel_format in _LIBVPX_FORMATS
+    if libvpx and "libvpx-vp9" in av.codecs_available:
+        decoder = av.CodecContext.create("libvpx-vp9", "r")
         decoder.extradata = stream.codec_context.extradata
     decoder.thread_count = NUM_THREADS
     decoder.thread_type = "AUTO"

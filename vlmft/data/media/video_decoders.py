@@ -57,7 +57,8 @@ def read_others(video: Video, index: VideoIndex, chosen: Sequence[int], decoder:
             f"{index.place(chosen[off[0]])}; {_USE_PYAV}"
         )
     if frames.shape != (len(chosen), *index.size, 3):
-        raise DataError(f"{index.name}: {decoder} gives {frames.shape[1:3]} pixels for {index.size}; {_USE_PYAV}")
+        given, wanted = (f"{width} x {height}" for height, width in (frames.shape[1:3], index.size))
+        raise DataError(f"{index.name}: {decoder} gives {given} pixels for {wanted}; {_USE_PYAV}")
     return frames
 
 

@@ -47,7 +47,6 @@ class Keyframe:
 
     frame: int
     pts: int
-    dts: int | None
     size: int
 
 
@@ -105,9 +104,10 @@ def index_video(video: Video) -> VideoIndex:
         decoder.thread_count, decoder.options = 1, STRICT
         try:
             for packet in container.demux(stream):
-                listing.add(packet)
-                if first is None and listing.began:
-                    first = next(iter(decoder.decode(packet) + decoder.decode(None)), None)
+                if packet.size and not listing.add(packet):
+                    continue
+                if first is None:
+                    first = next(iter(decoder.decode(packet)), None)
         except av.FFmpegError as error:
             where = "" if first else " at its first frame"
             raise DataError(f"{name} is damaged{where}: {said(error)}; {REPLACE}") from error
@@ -149,14 +149,8 @@ class _Listing:
         self._keyframes: list[Keyframe] = []
         self._start: int | None = None
 
-    @property
-    def began(self) -> bool:
-        """Whether there was a keyframe."""
-        return self._start is not None
-
-    def add(self, packet: "Packet[VideoStream]") -> None:
-        if not packet.size:
-            return
+    def add(self, packet: "Packet[VideoStream]") -> bool:
+        """Take in one packet; return whether it can be decoded."""
         self.num_packets += 1
         if packet.pts is None:
             raise DataError(f"{self.name} does not say when its frames are shown; {CONVERT}")
@@ -164,15 +158,15 @@ class _Listing:
             clean = self.codec in _CLEAN_KEYFRAMES or self.nal_units.is_random_access(bytes(packet))
             self.all_clean &= clean
             if clean:
-                self._keyframes.append(Keyframe(-1, packet.pts, packet.dts, packet.size))
+                self._keyframes.append(Keyframe(-1, packet.pts, packet.size))
             if self._start is None:
                 self._start = packet.pts
-        if self._start is None or packet.pts < self._start or packet.is_discard:
-            return  # cannot be decoded, or an edit list leaves it out
-        # VP8 sends pictures that are only referred to as packets of their own.
-        if self.codec == "vp8" and not memoryview(packet)[0] & 0x10:
-            return
-        self.shown.append(packet.pts)
+        if self._start is None or packet.pts < self._start:
+            return False  # it refers to what came before the first keyframe
+        # An edit list leaves frames out; VP8 sends pictures that are only referred to as packets of their own.
+        if not packet.is_discard and not (self.codec == "vp8" and not memoryview(packet)[0] & 0x10):
+            self.shown.append(packet.pts)
+        return True
 
     def ascending(self) -> "np.ndarray[Any, np.dtype[np.int64]]":
         """The times of the frames in order. Raises `DataError` where two frames have one."""
@@ -225,11 +219,13 @@ def _stream(name: str, container: "InputContainer") -> "VideoStream":
 
     stream = cast("VideoStream | None", container.streams.best("video"))
     if stream is None or stream.disposition & Disposition.attached_pic:  # a picture on an album's cover
-        kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
-        raise DataError(f"{name} has no video in it, only {kinds}; {REPLACE}")
+        kinds = ", ".join(sorted({stream.type for stream in container.streams}))
+        raise DataError(f"{name} has no video in it{f', only {kinds}' if kinds else ''}; {REPLACE}")
     if stream.codec_context is None:
         raise DataError(f"{name} is in a format that FFmpeg here cannot decode; {CONVERT}")
     width, height = stream.codec_context.width, stream.codec_context.height
+    if not width or not height:  # FFmpeg gives none where there were more than max_pixels
+        raise DataError(f"{name} has no size, or one above {MAX_PIXELS} pixels; {REPLACE}")
     if width * height > MAX_PIXELS:
         raise DataError(f"{name} claims {width} x {height} pixels, more than {MAX_PIXELS}; make it smaller")
     return stream
