@@ -118,15 +118,15 @@ def test_a_decoder_that_hangs(type_: Type, work: Path, injected: Injected) -> No
     hang = injected(
         """
         import threading
-        from vlmft.encoding import encoder
-        original = encoder.open_image
+        from vlmft.encoding import media
+        original = media.open_pixels
 
-        def open_image(path):
-            if path.name == "train-00007.png":
+        def open_pixels(image):
+            if image.path.name == "train-00007.png":
                 threading.Event().wait()
-            return original(path)
+            return original(image)
 
-        encoder.open_image = open_image
+        media.open_pixels = open_pixels
         """
     )
     words = ("sample_timeout_s=1", "trainer.max_steps=32")  # every sample once
