@@ -1,10 +1,14 @@
 import dataclasses
+import multiprocessing
 import pickle
 from pathlib import Path
+
+import pytest
 
 from tests.checking.support import config_of, opened, scanned, write_rows
 from tests.data.making import Listed, qa, save_picture, turns
 from tests.support import tiny, tiny_processor
+from vlmft.checking import counts, workers
 from vlmft.checking.counts import BAD, COUNTED, READ, TOO_LONG, TOO_MUCH_VISION, Counts, Target
 from vlmft.checking.examine import Examiner, Problem, question_hash
 from vlmft.checking.scan import Scan
@@ -135,7 +139,16 @@ def test_of_a_source_that_gives_no_lines_a_lost_sample_is_named_by_its_row() -> 
     assert (problem.id, problem.place) == ("mine/x", "/data/mine.json, row 0")
 
 
-def test_an_examiner_may_be_pickled_for_systems_that_do_not_fork(root: Path) -> None:
+def test_systems_that_do_not_fork(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts, "context", lambda: multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(workers, "context", lambda: multiprocessing.get_context("spawn"))
+    save_picture(root / "media/a.png")
+    mine = write_rows(root, [qa("A?"), qa("<image>\nA?", image="a.png"), qa("A?", "")])
+    scan, (problem,) = scanned(config_of({"mine": mine}, tokens=False, num_workers=1))
+    assert scan.table["pictures"].tolist() == [0, 1, 0] and problem.id == "mine/2"
+
+
+def test_what_counts_tokens_may_be_pickled(root: Path) -> None:
     config = config_of({"mine": write_rows(root, [qa("A?"), qa("A?", "")])})
     scan = Scan(config, opened(config))
     counter = pickle.loads(pickle.dumps(scan.examiner.counter))

@@ -234,7 +234,8 @@ class _Pool(Generic[F]):
         """Put another process in a dead one's place, behind the item that it died of."""
         self.workers.remove(worker)
         worker.connection.close()
-        work, item = worker.range, int(self.board[worker.place])
+        work = worker.range
+        item = int(self.board[worker.place]) if worker.overdue is None else worker.overdue
         if work is not None and work.start <= item < work.stop:
             work.start = self._behind(item, worker, work)
             if work.start == work.stop:
@@ -254,12 +255,7 @@ class _Pool(Generic[F]):
 
     def _behind(self, item: int, worker: _Worker[F], work: _Range[F]) -> int:
         """Where to go on after a process has died at `item`, which is blamed where its death was its own."""
-        if worker.overdue == item:
-            work.told[item] = self.lost(item, None)
-            return item + 1
-        if worker.overdue is not None:  # it had come to the next one before it was killed
-            return item
-        code = worker.process.exitcode
+        code = worker.process.exitcode if worker.overdue is None else None
         if code == -signal.SIGKILL and item not in self.killed:  # memory may be short for a moment
             self.killed.add(item)
             return item
