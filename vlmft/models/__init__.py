@@ -6,6 +6,7 @@ from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
+from vlmft.models.qwen3vl_moe import TinyQwen3VLMoe
 from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
 from vlmft.models.smolvlm import SmolVLM, TinySmolVLM
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
@@ -29,5 +30,6 @@ __all__ = [
     "Qwen25VL",
     "TinyQwen2VL",
     "TinyQwen3VL",
+    "TinyQwen3VLMoe",
     "TinyQwen25VL",
 ]
