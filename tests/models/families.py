@@ -24,6 +24,14 @@ class Family:
     model_class: str
     supervised: tuple[str, str]
     """What is trained of a conversation whose answers are "red" and "a black shape"."""
+    tower: str
+    """Where the names of its parameters begin; `projector` may lie within."""
+    projector: tuple[str, ...]
+    tower_norms: str
+    tower_linear: str
+    """Its norms and linear modules, as regular expressions over the names of modules."""
+    tower_blocks: str = r"(^|\.)(?:blocks|layers?)\.(\d+)\."
+    llm: tuple[str, ...] = ("model.language_model.", "lm_head.")
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
     video: bool = True
@@ -35,28 +43,87 @@ class Family:
         return compose(f"model=tiny_{self.name}").model
 
 
+QWEN_END, SIGLIP_LINEAR = "<|im_end|>", r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
+QWEN_TOWER = {"tower": "model.visual.", "projector": ("model.visual.merger.",)}
+TOWER = {"tower": "model.vision_tower.", "projector": ("model.multi_modal_projector.",)}
+NORMS = r"layer_norm[12]$|post_layernorm$"
+
+
+def _answers(end: str) -> tuple[str, str]:
+    return f"red{end}", f"a black shape{end}"
+
+
 FAMILIES = [
-    Family("qwen2vl", "Qwen2VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
-    Family("qwen25vl", "Qwen2_5_VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
-    Family("qwen3vl", "Qwen3VLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
-    Family("internvl3", "InternVLForConditionalGeneration", ("red<|im_end|>", "a black shape<|im_end|>")),
-    Family("gemma3", "Gemma3ForConditionalGeneration", ("red<end_of_turn>", "a black shape<end_of_turn>"), video=False),
+    Family(
+        "qwen2vl",
+        "Qwen2VLForConditionalGeneration",
+        _answers(QWEN_END),
+        **QWEN_TOWER,
+        tower_norms=r"blocks\.\d\.norm[12]$",
+        tower_linear=r"attn\.(qkv|proj)$|mlp\.fc[12]$",
+    ),
+    Family(
+        "qwen25vl",
+        "Qwen2_5_VLForConditionalGeneration",
+        _answers(QWEN_END),
+        **QWEN_TOWER,
+        tower_norms=r"blocks\.\d\.norm[12]$",
+        tower_linear=r"attn\.(qkv|proj)$|mlp\.(gate|up|down)_proj$",
+    ),
+    Family(
+        "qwen3vl",
+        "Qwen3VLForConditionalGeneration",
+        _answers(QWEN_END),
+        tower="model.visual.",
+        projector=("model.visual.merger.", "model.visual.deepstack_merger_list."),
+        tower_norms=r"blocks\.\d\.norm[12]$",
+        tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
+    ),
+    Family(
+        "internvl3",
+        "InternVLForConditionalGeneration",
+        _answers(QWEN_END),
+        **TOWER,
+        tower_norms=r"layernorm_(before|after)$",
+        tower_linear=r"attention\.([qkv]_proj|projection_layer)$|mlp\.fc[12]$",
+    ),
+    Family(
+        "gemma3",
+        "Gemma3ForConditionalGeneration",
+        _answers("<end_of_turn>"),
+        **TOWER,
+        tower_norms=NORMS,
+        tower_linear=SIGLIP_LINEAR,
+        video=False,
+    ),
     Family(
         "smolvlm",
         "SmolVLMForConditionalGeneration",
-        ("red<end_of_utterance>", "a black shape<end_of_utterance>"),
+        _answers("<end_of_utterance>"),
+        tower="model.vision_model.",
+        projector=("model.connector.",),
+        llm=("model.text_model.", "lm_head."),
+        tower_norms=NORMS,
+        tower_linear=SIGLIP_LINEAR,
         mixed=False,
     ),
     Family(
         "llava_onevision",
         "LlavaOnevisionForConditionalGeneration",
-        ("red<|im_end|>", "a black shape<|im_end|>"),
+        _answers(QWEN_END),
+        tower="model.vision_tower.",
+        projector=("model.multi_modal_projector.", "model.image_newline"),
+        tower_norms=NORMS,
+        tower_linear=SIGLIP_LINEAR,
         unreached=r"vision_tower\..*post_layernorm\.",
     ),
     Family(
         "llava15",
         "LlavaForConditionalGeneration",
-        ("red</s>", "a black shape</s>"),
+        _answers("</s>"),
+        **TOWER,
+        tower_norms=NORMS + r"|pre_layrnorm$",
+        tower_linear=SIGLIP_LINEAR,
         unreached=r"vision_tower\..*(encoder\.layers\.2|post_layernorm)\.",
         video=False,
     ),

@@ -1,7 +1,7 @@
 """The policies a component may have. Each only selects; `apply` does the freezing and wrapping for all of them."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal, Self
@@ -40,7 +40,9 @@ class Component:
     tied: bool = False
     """Whether head and embedding are one weight."""
     roles: Mapping[str, str] = field(default_factory=dict)
-    """What a linear module is part of, by name: `attention` or `mlp`, by the class of the module around it."""
+    """What a linear module or an entry of `experts` is part of: `attention` or `mlp`, by the class around it."""
+    experts: tuple[str, ...] = ()
+    """Parameters that hold a matrix for each expert of a mixture: 3-D, [experts, ., .]."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Selection:
     """Parameters trained in full."""
     adapted: tuple[str, ...] = ()
     """Linear modules that get an adapter."""
+    experts: tuple[str, ...] = ()
+    """Experts' parameters that get one: a pair of matrices for each expert."""
 
 
 class Policy(Spec, abstract=True):
@@ -145,7 +149,11 @@ class TopK(Trains):
 
 
 class Lora(Trains):
-    """Low-rank adapters on linear layers (Hu et al. 2021, arXiv:2106.09685), the base weights frozen."""
+    """Low-rank adapters on linear layers (Hu et al. 2021, arXiv:2106.09685), the base weights frozen.
+
+    The matrices of a mixture's experts count as linear layers, each with adapters of its own; its router is none, and
+    stays frozen.
+    """
 
     rank: int = Field(ge=1, description="columns of the adapter's first matrix")
     alpha: float = Field(gt=0, description="the adapter's output is scaled by alpha / rank")
@@ -179,10 +187,15 @@ class Lora(Trains):
         from torch import nn
 
         kinds = (nn.Linear, nn.Embedding)
-        layers = [name for name, module in component.modules.items() if isinstance(module, kinds)]
+        layers = [
+            layer
+            for name, module in component.modules.items()
+            for layer in ([name] if isinstance(module, kinds) else _own(component.experts, name))
+        ]
         wanted = (self.targets,) if isinstance(self.targets, str) else self.targets
-        # embedding and head are never meant by a group, only by their names
-        inner = [name for name in layers if name not in (component.head, component.embedding)]
+        # Embeddings (of places in a tower, too) and the head are never meant by a group, only by their names.
+        embeddings = {name for name, module in component.modules.items() if isinstance(module, nn.Embedding)}
+        inner = [name for name in layers if name != component.head and name not in embeddings]
         problems: list[str] = []
         chosen: set[str] = set()
         for word in wanted:
@@ -214,7 +227,18 @@ class Lora(Trains):
         if not ordered:
             raise ConfigError(f"recipe.{component.name}: Lora finds no linear layer to adapt; see targets and exclude")
         self._refuse_one_end(component, ordered)
-        return Selection(adapted=tuple(ordered))
+        experts = tuple(name for name in ordered if name in component.experts)
+        self._refuse_what_experts_cannot(component, experts)
+        return Selection(adapted=tuple(name for name in ordered if name not in experts), experts=experts)
+
+    def _refuse_what_experts_cannot(self, component: Component, experts: tuple[str, ...]) -> None:
+        """PEFT adds an expert's adapter to its weight before the product: there is no input to drop, no magnitude."""
+        ConfigError.raise_if(
+            f"recipe.{component.name}.{key}: does not work on the experts of a mixture ({experts[0]}, ...), which are "
+            f"3-D parameters; leave them out (recipe.{component.name}.exclude=[experts]), or take {key}={without}"
+            for key, without in (("dora", "false"), ("dropout", "0"))
+            if experts and getattr(self, key)
+        )
 
     @staticmethod
     def _refuse_one_end(component: Component, chosen: list[str]) -> None:
@@ -251,6 +275,10 @@ def _nothing_found(key: str, word: str, known: Sequence[str], paths: Sequence[st
         return f"{key}: no linear layer's path matches {word!r}; some are: {', '.join(near)}"
     near = difflib.get_close_matches(word, known, n=3) or sorted(known)
     return f"{key}: no linear layer is named {word!r}; near: {', '.join(near)}"
+
+
+def _own(names: Iterable[str], module: str) -> list[str]:
+    return [name for name in names if name.rpartition(".")[0] == module]
 
 
 def _within(name: str, module: str) -> bool:
