@@ -80,6 +80,27 @@ def test_overlap_by_row_of_one_file():
         refuse_overlap([(train, range(6))], [(held_out, range(5, 10))])
 
 
+def test_rows_of_sets_of_files_in_one_folder_are_not_the_same_by_their_numbers():
+    train, held_out = numbered(10, "train"), Listed([f"other {n}" for n in range(10)], "held")
+    train.shards = held_out.shards = [10]
+    refuse_overlap([(train, range(10))], [(held_out, range(10))])
+    with pytest.raises(DataError, match="train/00003 = train/00003"):
+        refuse_overlap([(train, range(10))], [(train, [3])])
+
+
+def test_what_a_cheap_hint_tells_apart_is_not_read():
+    train, held_out = Listed([f"{n:05d}" for n in range(10)], "train", "/data/a"), Listed(["x"], "held", "/data/b")
+    looked = []
+    for source in (train, held_out):
+        content_key = source.content_key
+        source.content_hint = lambda row, key=content_key: key(row)[-1:]
+        source.content_key = lambda row, key=content_key, name=source.name: looked.append((name, row)) or key(row)
+    held_out.ids = [f"held {n}" for n in range(11)] + ["00004"]
+    with pytest.raises(DataError, match="^1 training samples .*: train/00004 = held/00004;"):
+        refuse_overlap([(train, range(10))], [(held_out, [3, 11])])
+    assert looked == [("train", 3), ("held", 3), ("train", 4), ("held", 11)]
+
+
 def test_overlap_by_content():
     train, held_out = Listed(["x", "y"], "train", "/data/train.json"), Listed(["z", "y"], "held", "/data/held.json")
     with pytest.raises(DataError, match=r"train/y = held/y; .*draw both from one entry with holdout="):

@@ -7,6 +7,7 @@ from vlmft.data.demo.videos import DemoCaptions, DemoVideo
 from vlmft.data.sources.captions import CaptionsDataset
 from vlmft.data.sources.classification import ClassificationDataset
 from vlmft.data.sources.folders import ImageFolderDataset
+from vlmft.data.sources.huggingface import HFDataset
 from vlmft.data.sources.llava import LLaVADataset
 from vlmft.data.sources.messages import MessagesDataset
 from vlmft.data.sources.preference import PreferenceDataset
@@ -24,6 +25,7 @@ __all__ = [
     "DemoGrpo",
     "DemoVideo",
     "Digits",
+    "HFDataset",
     "ImageFolderDataset",
     "LLaVADataset",
     "MessagesDataset",

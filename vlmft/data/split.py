@@ -84,7 +84,7 @@ def refuse_overlap(train: Iterable[tuple[Source, Rows]], held_out: Sequence[tupl
     places: dict[tuple[str, int], str] = {}
     alike: dict[bytes, list[tuple[Source, int]]] = {}
     for source, rows in held_out:
-        file = str(source.data_file.resolve())
+        file = _file_of(source)
         for row in map(int, rows):
             places[file, row] = source.sample_id(row)
             alike.setdefault(_hint(source, row), []).append((source, row))
@@ -92,7 +92,7 @@ def refuse_overlap(train: Iterable[tuple[Source, Rows]], held_out: Sequence[tupl
         return
     found: list[str] = []
     for source, rows in train:
-        file = str(source.data_file.resolve())
+        file = _file_of(source)
         for row in map(int, rows):
             if twin := places.get((file, row)) or _twin(source, row, alike.get(_hint(source, row), ())):
                 found.append(f"{source.sample_id(row)} = {twin}")
@@ -103,6 +103,11 @@ def refuse_overlap(train: Iterable[tuple[Source, Rows]], held_out: Sequence[tupl
             f"{', '.join(found[:_LISTED])}{more}; "
             "remove them from one side, or draw both from one entry with holdout= and no sample twice"
         )
+
+
+def _file_of(source: Source) -> str:
+    """What makes a row's number mean the same row. Sets of files of one folder may be different sets."""
+    return str(source.data_file.resolve()) if source.shards is None else f"{source.data_file} of {id(source)}"
 
 
 def _hint(source: Source, row: int) -> bytes:
