@@ -11,6 +11,9 @@ import yaml
 from pydantic import BaseModel
 
 import vlmft.data
+from vlmft.annotate import AnnotateConfig
+from vlmft.annotation.templates import Template
+from vlmft.clips import ClipsConfig
 from vlmft.config.app import Composition, run_app
 from vlmft.config.registry import load_registry
 from vlmft.config.roots import find_roots
@@ -27,7 +30,7 @@ CONF = Path(__file__).parents[1] / "conf"
 GROUPS = {
     folder.name: sorted(path.stem for path in folder.glob("*.yaml"))
     for folder in sorted(CONF.iterdir())
-    if folder.is_dir() and folder.name not in ("hydra", "experiment")  # Hydra's own, and what combines the others
+    if folder.is_dir() and folder.name not in ("hydra", "experiment", "annotator")  # not choices of a training alone
 }
 POLICIES = sorted(path.stem for path in (CONF / "recipe/policy").glob("*.yaml"))
 ENTRIES = ("dataset.", "eval_dataset.", "metric.")
@@ -233,9 +236,9 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     files = [*(set(CONF.rglob("*.yaml")) - of_hydra), *(CONF.parent / "registry").rglob("*.yaml")]
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
-    commands = {MergeConfig, PreviewConfig, ReportConfig, ValidateConfig}
+    commands = {AnnotateConfig, ClipsConfig, MergeConfig, PreviewConfig, ReportConfig, ValidateConfig}
     fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | commands
-    by_hand = {Rate}  # recipe.rates=[{match: norm, lr: 1e-6}]
+    by_hand = {Rate, Template}  # recipe.rates=[{match: norm, lr: 1e-6}]; a file of templates
     assert all_specs() - named - users - fixed == by_hand
 
 
