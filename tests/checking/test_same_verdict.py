@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.checking.support import config_of, opened, scanned, write_rows
 from tests.data.making import qa, save_picture, turns
-from tests.data.media.making_video import save_video
+from tests.data.media.making_video import damage, packet_position, save_video
 from tests.support import literally, noise, tiny, tiny_processor
 from vlmft.checking.examine import Examiner, Problem
 from vlmft.checking.scan import Scan
@@ -58,11 +58,10 @@ def _no_frames(path: Path) -> None:
 
 
 def _damaged_video(path: Path) -> None:
-    save_video(path)
-    data = bytearray(path.read_bytes())
-    middle = data.index(b"mdat") + 2000
-    data[middle : middle + 200] = random.Random(0).randbytes(200)
-    path.write_bytes(bytes(data))
+    """200 bytes of a frame that the model is to see."""
+    video = save_video(path)
+    start, size = packet_position(video, 12)
+    damage(video, start + size // 3, random.Random(0).randbytes(200))
 
 
 def _symlink(path: Path) -> None:

@@ -1,10 +1,12 @@
 import pytest
 
-from tests.data.making import qa, save_picture
+from tests.data.making import Listed, qa, save_picture
 from vlmft.data import check as module
-from vlmft.data.check import check
+from vlmft.data.check import check, examine
 from vlmft.data.media.image import open_image
 from vlmft.data.problems import SampleError, naming_sample
+from vlmft.errors import DataError
+from vlmft.types import Image, Message, Sample
 
 
 def read_fully(source, row):
@@ -144,3 +146,45 @@ def test_what_lies_beyond_the_limit_leaves_the_check_incomplete(dataset, media, 
     few, all_of_them = (check([rows_of(source)], 10, limit=limit) for limit in (4, 6))
     assert (len(few.problems), few.complete) == (4, False)
     assert (len(all_of_them.problems), all_of_them.complete) == (5, True)
+
+
+class Brought(Listed):
+    """A source whose samples bring their pictures with them, all under one name, as a table's rows do."""
+
+    def __init__(self, pictures):
+        super().__init__([str(number) for number in range(len(pictures))])
+        self.pictures = pictures
+
+    def __getitem__(self, row):
+        medium = Image(self.data_file / "medium 0", self.pictures[row])
+        return Sample(self.sample_id(row), (Message("user", (medium,)),), f"{self.data_file}, row {row}")
+
+
+def test_media_that_are_no_files_are_told_apart(media):
+    good = (media / "a.png").read_bytes()
+    report = check([rows_of(Brought([good, b"no picture", good, b"nor this", b"no picture"]))], 10)
+    assert [problem.partition(":")[0] for problem in report.problems] == [
+        f"mine/{row} (/data/mine.json, row {row})" for row in (1, 3, 4)
+    ]
+    assert report.checked == 5
+
+
+def test_lists_of_frames_in_one_folder_are_told_apart(dataset, media):
+    save_picture(media / "other.png", (10, 10))
+    videos = [["a.png", "b.png"], ["a.png", "other.png"], ["b.png", "c.png"]]
+    (problem,) = check([rows_of(dataset([qa("<video>\nQ", video=frames) for frames in videos]))], 10).problems
+    assert problem.startswith("mine/1 (") and "give all frames of a video one size" in problem
+
+
+def test_what_is_seen_in_a_sample_or_why_it_cannot_be(dataset):
+    source = dataset([qa("Q"), qa("Q", "")])
+
+    def refuse(sample):
+        raise DataError("it is blue; make it red")
+
+    assert examine(source, 0, lambda sample: sample.messages[1].text) == "A kite."
+    place = f"({source.data_file}:1, row "
+    blue, empty = examine(source, 0, refuse), examine(source, 1, refuse)
+    assert (str(blue), blue.sample_id) == (f"mine/0 {place}0): it is blue; make it red", "mine/0")
+    assert str(empty).startswith(f"mine/1 {place}1): turn 2 is an empty answer")
+    assert empty.place == f"{source.data_file}:1, row 1"
