@@ -6,6 +6,7 @@ trainer's reference), and saving, merging and continuing are PEFT's own.
 """
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,7 @@ def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
         own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters(recurse=False)}
         if own - family.bare_parameters:
             modules[component_of(name, paths)][name] = module
+    experts = {name: tuple(n for n, p in own.items() if _is_experts(model, n, p)) for name, own in parameters.items()}
     norms = [name for name, _ in normalisation_modules(model)]
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     head_name = next((name for name, module in model.named_modules() if module is head), None)
@@ -91,7 +93,8 @@ def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
             head=head_name if head_name in modules[name] else None,
             embedding=embedding_name if embedding_name in modules[name] else None,
             tied=tied,
-            roles={module: role for module in modules[name] if (role := _role(model, module))},
+            roles={part: role for part in (*modules[name], *experts[name]) if (role := _role(model, part))},
+            experts=experts[name],
         )
         for name in paths
     }
@@ -104,9 +107,14 @@ def _role(model: Any, name: str) -> str | None:
         kind = type(model.get_submodule(path)).__name__.lower()
         if "attention" in kind:
             return "attention"
-        if any(word in kind for word in ("mlp", "feedforward", "ffn")):
+        if any(word in kind for word in ("mlp", "feedforward", "ffn", "experts")):
             return "mlp"
     return None
+
+
+def _is_experts(model: Any, name: str, parameter: "nn.Parameter") -> bool:
+    """By the class of the module it hangs on, which in transformers always ends in Experts."""
+    return parameter.ndim == 3 and type(model.get_submodule(name.rpartition(".")[0])).__name__.endswith("Experts")
 
 
 def _blocks(model: Any, path: str | None) -> tuple[str, ...]:
@@ -126,11 +134,15 @@ def _wrap(model: Any, recipe: Recipe, selections: dict[str, Selection], full: fr
         use_dora=first.dora,
         bias="lora_only" if first.bias else "none",
         target_modules=[name for selection in selections.values() for name in selection.adapted],
+        target_parameters=[name for selection in selections.values() for name in selection.experts] or None,
         rank_pattern=_pattern(recipe, selections, first.rank, lambda policy: policy.rank),
         alpha_pattern=_pattern(recipe, selections, first.alpha, lambda policy: policy.alpha),
         modules_to_save=covering_modules(model, full) or None,
     )
-    wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
+    with warnings.catch_warnings():
+        # PEFT applies a rank of experts' parameters, and says that it did not: it looks for it among modules alone.
+        warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*\.experts\.")
+        wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
     if first.dora:
         _measure_magnitudes(wrapped)
     return wrapped
@@ -158,7 +170,7 @@ def _pattern(
         name: value(policy)
         for component, policy in recipe.adapters.items()
         if value(policy) != default
-        for name in selections[component].adapted
+        for name in (*selections[component].adapted, *selections[component].experts)
     }
 
 

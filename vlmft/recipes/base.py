@@ -28,7 +28,8 @@ def load_base(family: ModelSpec, recipe: Recipe, dtype: "torch.dtype", device: "
         dtype: what quantised layers compute in.
 
     Raises:
-        ConfigError: bitsandbytes is missing, or the checkpoint cannot be read.
+        ConfigError: bitsandbytes is missing, a component's experts cannot be quantised, or the checkpoint cannot be
+            read.
     """
     bases = recipe.quantised
     model = family.load_model(device, _quantization(family, bases, dtype) if bases else None)
@@ -49,6 +50,13 @@ def _quantization(family: ModelSpec, bases: Mapping[str, str], dtype: "torch.dty
     from transformers import BitsAndBytesConfig
 
     components = components_of(family.skeleton(), family)
+    ConfigError.raise_if(
+        f"recipe.{name}.base: {base} keeps linear layers alone; the experts of this mixture ({experts[0]}, ...) are "
+        f"3-D parameters, which bitsandbytes would leave as they are; take base=null, and precision=bf16 for half of "
+        "fp32's memory"
+        for name, base in bases.items()
+        if (experts := components[name].experts)
+    )
     kept = [
         name
         for component in components.values()

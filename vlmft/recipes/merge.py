@@ -93,20 +93,26 @@ def compute_exactly(model: Any) -> None:
 def _merge_adapters(model: Any, dtypes: "dict[str, torch.dtype]", rounded: list[Rounded]) -> Any:
     """Merge each adapter of a PEFT model into its weight; returns the model that PEFT has wrapped."""
     from peft.tuners.lora import Embedding, Linear, LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
     inner = model.get_base_model()
     for name, layer in list(inner.named_modules()):
         if not isinstance(layer, LoraLayer):
             continue
-        layer.base_layer = dequantise(layer.base_layer)
-        weight = _of_its_own(inner, layer.base_layer)
+        if isinstance(layer, ParamWrapper):  # of experts; several parameters of one module are wrapped one in another
+            kind, weight = ParamWrapper, layer.get_param()
+            name = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
+        else:
+            kind = Embedding if isinstance(layer, Embedding) else Linear
+            layer.base_layer = dequantise(layer.base_layer)
+            weight = _of_its_own(inner, layer.base_layer)
+            name = f"{name}.weight"
         weight.data = weight.data.float()
         try:
-            kind = Embedding if isinstance(layer, Embedding) else Linear
             kind.merge(layer, safe_merge=True)  # not layer.merge: a quantised layer's own would quantise the sum
         except ValueError as error:
             raise ConfigError(f"{name}: cannot be merged: {error}; train it again, or take an earlier state") from None
-        _round(f"{name}.weight", weight, dtypes[f"{name}.weight"], rounded)
+        _round(name, weight, dtypes[name], rounded)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="All adapters are already merged")
         return model.merge_and_unload(adapter_names=[ADAPTER])

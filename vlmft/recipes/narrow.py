@@ -61,8 +61,13 @@ def keep_narrow(component: Component, dtype: torch.dtype | None) -> list[Tensor]
         dtype: what the run computes in; None where nothing will be computed.
 
     Raises:
-        ConfigError: the component has none.
+        ConfigError: the component has none; or it has a mixture's experts, which compute in what they are kept in.
     """
+    if component.experts and dtype not in (None, KEPT_IN):
+        raise ConfigError(
+            f"recipe.{component.name}.base: bf16 does not work on the experts of a mixture ({component.experts[0]}, "
+            "...) in a run that computes in more; take precision=bf16 and base=null"
+        )
     # A class derived from these may use its weight in its own way; where the head is tied to one, it stays wide too.
     plain = [m for m in component.modules.values() if type(m) in (nn.Linear, nn.Embedding)]
     others = {id(p) for m in component.modules.values() if m not in plain for p in m.parameters(recurse=False)}
@@ -80,6 +85,9 @@ def keep_narrow(component: Component, dtype: torch.dtype | None) -> list[Tensor]
             cast(NarrowEmbedding, module).given_in = dtype
         elif dtype == torch.float32:  # any other is computed in under autocast, which casts weights itself
             module.__class__ = NarrowLinear
+    for name in component.experts:
+        component.parameters[name].data = component.parameters[name].data.to(KEPT_IN)
+        kept.append(component.parameters[name])
     if not kept:
         raise ConfigError(
             f"recipe.{component.name}.base: bf16 finds no linear layer or embedding in this component; leave it out"
