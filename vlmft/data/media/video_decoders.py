@@ -1,7 +1,7 @@
 """decord and TorchCodec, held to the same frames and pixels as PyAV.
 
 Both seek by themselves, and on some files land on other frames, or convert colours otherwise, without an error. So
-each is used only on what it was found right on (tests/data/media/test_video_decoders.py), and its timestamps are compared.
+each is used only on what it was found right on (tests/data/media/test_video_decoders.py), and its times are compared.
 """
 
 import io
