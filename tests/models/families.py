@@ -1,6 +1,7 @@
 """The families that the matrix tests hold, each with what is written down by hand about it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ class Family:
     llm: tuple[str, ...] = ("model.language_model.", "lm_head.")
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
+    experts: tuple[str, ...] = ()
+    """Modules of the LLM that hold a mixture's experts: two 3-D parameters each."""
+    refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """Shipped recipes that it cannot be trained under, each with what is said of it, as a regular expression."""
     video: bool = True
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
@@ -52,6 +57,8 @@ NORMS = r"layer_norm[12]$|post_layernorm$"
 def _answers(end: str) -> tuple[str, str]:
     return f"red{end}", f"a black shape{end}"
 
+
+NO_FEWER_BITS = r"recipe\.llm\.base: (nf4|int8) keeps linear layers alone; the experts of this mixture"
 
 FAMILIES = [
     Family(
@@ -78,6 +85,24 @@ FAMILIES = [
         projector=("model.visual.merger.", "model.visual.deepstack_merger_list."),
         tower_norms=r"blocks\.\d\.norm[12]$",
         tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
+    ),
+    Family(
+        "qwen3vl_moe",
+        "Qwen3VLMoeForConditionalGeneration",
+        _answers(QWEN_END),
+        tower="model.visual.",
+        projector=("model.visual.merger.", "model.visual.deepstack_merger_list."),
+        tower_norms=r"blocks\.\d\.norm[12]$",
+        tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
+        experts=("model.language_model.layers.1.mlp.experts",),
+        refuses={
+            "lora_llm_nf4": NO_FEWER_BITS,
+            "lora_llm_int8": NO_FEWER_BITS,
+            "lora_vt_llm_nf4": NO_FEWER_BITS,
+            "ln_vt_lora_llm_nf4": NO_FEWER_BITS,
+            "fft_vt_lora_llm_nf4": NO_FEWER_BITS,
+            "dora_llm": r"recipe\.llm\.dora: does not work on the experts of a mixture .* exclude=\[experts\]",
+        },
     ),
     Family(
         "internvl3",

@@ -45,6 +45,9 @@ def expected(family: Family, recipe: str, names: Iterable[str]) -> Trained:
     found: Trained = {(name, "full") for name in projector}
     own = [name for name in names if name.startswith(family.tower) and not name.startswith(family.projector)]
     found |= _part(own, tower, family.tower_norms, family.tower_linear, family.tower_blocks)
+    if llm == "lora":  # PEFT wraps a module once for each of its two parameters
+        wrappers = [f"{module}{inner}" for module in family.experts for inner in ("", ".base_layer")]
+        found |= {(wrapper, side) for wrapper in wrappers for side in _ADAPTERS["lora"]}
     own = [name for name in names if name.startswith(family.llm)]
     return found | _part(own, llm, "", LLM_LINEAR, r"(^|\.)layers\.(\d+)\.")
 

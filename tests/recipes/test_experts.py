@@ -1,0 +1,194 @@
+"""Adapters on a mixture's experts, which are 3-D parameters and no linear layers."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import ParamWrapper
+
+import vlmft
+from tests.models.families import FAMILIES
+from tests.models.test_matrix import batches, inputs
+from tests.recipes.training import Trained, save_trained
+from tests.support import CPU, compose, with_recipe
+from vlmft.errors import ConfigError
+from vlmft.recipes.apply import components_of, select
+from vlmft.recipes.merge import load_merged
+from vlmft.recipes.saved import open_saved
+
+FAMILY = next(family for family in FAMILIES if family.name == "qwen3vl_moe")
+LAYERS = "model.language_model.layers"
+EXPERTS = f"{LAYERS}.1.mlp.experts"
+BOTH = (f"{EXPERTS}.gate_up_proj", f"{EXPERTS}.down_proj")
+DENSE = {f"{LAYERS}.0.mlp.{name}_proj" for name in ("gate", "up", "down")}
+ATTENTION = {f"{LAYERS}.{layer}.self_attn.{side}_proj" for layer in (0, 1) for side in "qkvo"}
+ROUTER = f"{LAYERS}.1.mlp.gate.weight"
+
+
+def config_of(*overrides: str) -> Any:
+    return compose("model=tiny_qwen3vl_moe", "recipe=lora_llm", *overrides)
+
+
+def trained(*overrides: str) -> Trained:
+    """After one step on each of the matrix's batches."""
+    config = config_of(*overrides)
+    torch.manual_seed(0)
+    model = with_recipe(config).train()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    for batch in batches(FAMILY):
+        model(**inputs(FAMILY, batch), labels=batch.labels, use_cache=False).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return Trained(config, model.eval(), before)
+
+
+def wrappers(model: Any) -> dict[str, ParamWrapper]:
+    """By the name of the parameter that each adapts."""
+    return {m.parameter_name: m for m in model.modules() if isinstance(m, ParamWrapper)}
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    return torch.cat([model(**inputs(FAMILY, b), use_cache=False).logits.flatten(0, 1) for b in batches(FAMILY)])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "linear", "experts"),
+    [
+        ((), ATTENTION | DENSE, BOTH),
+        (("recipe.llm.targets=mlp",), DENSE, BOTH),
+        (("recipe.llm.targets=attention",), ATTENTION, ()),
+        (("recipe.llm.targets=down_proj",), {f"{LAYERS}.0.mlp.down_proj"}, BOTH[1:]),
+        (("recipe.llm.targets=gate_up_proj",), set(), BOTH[:1]),
+        (("recipe.llm.targets='*.experts.*'",), set(), BOTH),
+        (("recipe.llm.exclude=[experts]",), ATTENTION | DENSE, ()),
+        (("recipe.llm.last_modules=3",), {f"{LAYERS}.1.self_attn.o_proj"}, BOTH),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, tuple) else "",
+)
+def test_what_is_chosen(overrides: tuple[str, ...], linear: set[str], experts: tuple[str, ...]) -> None:
+    config = config_of(*overrides)
+    found = select(config.model.skeleton(), config.recipe, config.model)["llm"]
+    assert (set(found.adapted), found.experts) == (linear, experts)
+
+
+def test_only_experts_are_found() -> None:
+    spec = config_of().model
+    assert {name: part.experts for name, part in components_of(spec.skeleton(), spec).items()} == {
+        "vision_tower": (),
+        "projector": (),
+        "llm": BOTH,
+    }
+    other = compose("model=tiny_internvl3").model  # whose places in the tower are 3-D parameters, too
+    assert any(parameter.ndim == 3 for parameter in other.skeleton().parameters())
+    assert not any(part.experts for part in components_of(other.skeleton(), other).values())
+
+
+@pytest.mark.parametrize("targets", ["mlp", "gate_up_proj"])
+def test_experts_learn_and_are_saved_and_merged(targets: str, tmp_path: Path) -> None:
+    done = trained(f"recipe.llm.targets={targets}", "recipe.llm.rank=3")
+    found = wrappers(done.model)
+    assert set(found) == ({"gate_up_proj", "down_proj"} if targets == "mlp" else {"gate_up_proj"})
+    for name, (inner, outer) in {"gate_up_proj": (64, 192), "down_proj": (96, 64)}.items():
+        if name not in found:
+            continue
+        sides = found[name].lora_A["default"].weight, found[name].lora_B["default"].weight
+        assert [tuple(side.shape) for side in sides] == [(4 * 3, inner), (outer, 4 * 3)]
+        delta = found[name].get_delta_weight("default")
+        assert delta.shape == (4, outer, inner) and (delta.flatten(1).norm(dim=1) > 0).all()  # every expert was used
+        base = dict(done.config.model.load_model(CPU).named_parameters())[f"{EXPERTS}.{name}"]
+        assert torch.equal(found[name].get_param(), base)
+
+    expected = logits(done.model)
+    assert float((expected - logits(done.config.model.load_model(CPU).eval())).abs().max()) > 0.1
+    folder = save_trained(done, tmp_path / "final")
+    assert torch.equal(logits(vlmft.load(folder)[0]), expected)
+    by_peft = PeftModel.from_pretrained(done.config.model.load_model(CPU), folder).eval()
+    torch.testing.assert_close(logits(by_peft), expected, rtol=0, atol=1e-6)
+
+    merged, rounded = load_merged(open_saved(folder), CPU)
+    assert rounded is None  # a base in float32
+    torch.testing.assert_close(logits(merged), expected, rtol=0, atol=2e-5)
+    merged.save_pretrained(tmp_path / "merged")
+    spec = done.config.model.model_copy(update={"path": str(tmp_path / "merged")})
+    assert torch.equal(logits(spec.load_model(CPU).eval()), logits(merged))
+
+
+def test_the_sum_is_rounded_once_in_a_base_of_bf16(tmp_path: Path) -> None:
+    config = config_of("recipe.llm.targets=mlp", "precision=bf16")
+    spec = config.model.model_copy(update={"path": str(tmp_path / "base")})
+    config.model.load_model(CPU).to(torch.bfloat16).save_pretrained(tmp_path / "base")
+    config.model.load_processor().save_pretrained(tmp_path / "base")
+    config = config.model_copy(update={"model": spec})
+    model = with_recipe(config)
+    sums = {}
+    for name, wrapper in wrappers(model).items():
+        assert wrapper.get_param().dtype == torch.bfloat16
+        left, right = (side["default"].weight for side in (wrapper.lora_B, wrapper.lora_A))
+        assert left.dtype == right.dtype == torch.float32
+        left.data = torch.randn_like(left) / 100
+        wide = wrapper.get_param().float()
+        for expert in range(4):  # PEFT keeps the experts' ranks in rows of A one after another, in B taking turns
+            wide[expert] += 2 * left[:, expert::4] @ right[expert * 16 : (expert + 1) * 16]
+        sums[f"{EXPERTS}.{name}"] = wide
+    folder = save_trained(Trained(config, model, {}), tmp_path / "final")
+    merged, rounded = load_merged(open_saved(folder), CPU)
+    weights = dict(merged.named_parameters())
+    assert rounded is not None and 1e-4 < rounded.change < 4e-3
+    for name, exact in sums.items():
+        assert weights[name].dtype == torch.bfloat16
+        # Another order of summing may tip a value that lies between two neighbours.
+        assert (weights[name] == exact.bfloat16()).float().mean() > 0.999
+
+
+def test_a_rank_of_their_own_beside_a_tower_s() -> None:
+    config = compose("model=tiny_qwen3vl_moe", "recipe=lora_vt_llm", "recipe.llm.rank=2", "recipe.llm.alpha=6")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        found = wrappers(with_recipe(config))
+    assert {name: (layer.r["default"], layer.scaling["default"]) for name, layer in found.items()} == {
+        "gate_up_proj": (2, 3.0),
+        "down_proj": (2, 3.0),
+    }
+
+
+def test_the_router_trains_in_full_and_is_frozen_under_adapters() -> None:
+    config = compose("model=tiny_qwen3vl_moe", "recipe=fft")
+    assert dict(with_recipe(config).named_parameters())[ROUTER].requires_grad
+    adapted = dict(with_recipe(config_of()).named_parameters())
+    assert not adapted[f"base_model.model.{ROUTER}"].requires_grad
+
+
+@pytest.mark.parametrize("base", ["nf4", "int8"])
+@pytest.mark.parametrize("exclude", ["[]", "[experts]"])
+def test_fewer_bits_are_refused(base: str, exclude: str) -> None:
+    message = (
+        rf"recipe\.llm\.base: {base} keeps linear layers alone; the experts of this mixture "
+        rf"\({EXPERTS}\.gate_up_proj, \.\.\.\) are 3-D parameters, .* take base=null, and precision=bf16"
+    )
+    with pytest.raises(ConfigError, match=message):
+        with_recipe(config_of(f"recipe.llm.base={base}", f"recipe.llm.exclude={exclude}"))
+
+
+def test_bf16_is_refused_in_a_run_that_computes_in_more() -> None:
+    message = r"recipe\.llm\.base: bf16 does not work on the experts of a mixture .* take precision=bf16 and base=null"
+    with pytest.raises(ConfigError, match=message):
+        with_recipe(config_of("recipe.llm.base=bf16"))
+    model = with_recipe(config_of("recipe.llm.base=bf16", "precision=bf16"))
+    assert {wrapper.get_param().dtype for wrapper in wrappers(model).values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("override", "instead"), [("dora=true", "dora=false"), ("dropout=0.1", "dropout=0")])
+def test_what_peft_cannot_do_on_experts_is_refused(override: str, instead: str) -> None:
+    key = override.partition("=")[0]
+    message = (
+        rf"recipe\.llm\.{key}: does not work on the experts of a mixture \({EXPERTS}\.gate_up_proj, \.\.\.\), which "
+        rf"are 3-D parameters; leave them out \(recipe\.llm\.exclude=\[experts\]\), or take {instead}"
+    )
+    with pytest.raises(ConfigError, match=message):
+        with_recipe(config_of(f"recipe.llm.{override}"))
+    assert wrappers(with_recipe(config_of(f"recipe.llm.{override}", "recipe.llm.exclude=[experts]"))) == {}
