@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from tests.data.making import Listed, numbered, qa
+from vlmft.data import split
 from vlmft.data.split import refuse_overlap, select_rows, split_holdout, subset
 from vlmft.errors import ConfigError, DataError
 
@@ -99,6 +100,17 @@ def test_what_a_cheap_hint_tells_apart_is_not_read():
     with pytest.raises(DataError, match="^1 training samples .*: train/00004 = held/00004;"):
         refuse_overlap([(train, range(10))], [(held_out, [3, 11])])
     assert looked == [("train", 3), ("held", 3), ("train", 4), ("held", 11)]
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_several_processes_find_what_one_finds(dataset, monkeypatch, processes):
+    monkeypatch.setattr(split.os, "sched_getaffinity", lambda pid: range(processes))
+    monkeypatch.setattr(split, "_WORTH_A_PROCESS", 10)
+    train = dataset([qa("Q", f"A{i}", id=i) for i in range(50)], "train")
+    held_out = dataset([qa("Q", f"A{i}") for i in range(45, 90)], "held")
+    expected = ", ".join(f"train/{45 + i} = held/{i}" for i in range(5))
+    with pytest.raises(DataError, match=f"^5 training samples are also held out .*: {expected}; remove"):
+        refuse_overlap([(train, range(50))], [(held_out, range(45))])
 
 
 def test_overlap_by_content():
