@@ -52,7 +52,8 @@ def test_the_wheel_holds_the_choices_and_no_tests(dist: Path) -> None:
     chosen = {name for name in names if name.startswith(("vlmft/conf/", "vlmft/registry/"))}
     assert chosen == {f"vlmft/{name}" for name in shipped("conf") | shipped("registry")}
     assert {name.partition("/")[0] for name in names} == {"vlmft", wheel.name.split("-py3")[0] + ".dist-info"}
-    assert {f"vlmft/{path.relative_to(ROOT / 'vlmft')}" for path in ROOT.glob("vlmft/**/*.py")} <= names
+    files = {path for kind in ("py", "html", "css") for path in ROOT.glob(f"vlmft/**/*.{kind}")}
+    assert {f"vlmft/{path.relative_to(ROOT / 'vlmft')}" for path in files} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 
