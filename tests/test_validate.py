@@ -204,7 +204,7 @@ def test_a_decoder_that_crashes_and_one_that_hangs(typed: Typed, root: Path, mon
         save_picture(root / "media" / name)
     pictures = ["a.png", "crash.png", "a.png", "hang.png", "a.png"]
     write_rows(root, [*(qa("<image>\nA?", image=name) for name in pictures), qa("A?", "")])
-    code, out, _ = typed("dataset=mine", "tokens=false", "sample_timeout_s=0.5", TWO)
+    code, out, _ = typed("dataset=mine", "tokens=false", "sample_timeout_s=1", TWO)
     assert code == 2
     assert [(problem["id"], problem["kind"], problem["line"]) for problem in problems()] == [
         ("mine/1", "crash", 2),
@@ -214,7 +214,7 @@ def test_a_decoder_that_crashes_and_one_that_hangs(typed: Typed, root: Path, mon
     assert out.splitlines()[:2] == [
         "mine/1: Segmentation fault (signal 11) ended the loader process that was reading it; replace its files, which "
         "crash their decoder",
-        "mine/3: was not read and decoded within 0.5 s; look at its files, or raise sample_timeout_s where the storage "
+        "mine/3: was not read and decoded within 1 s; look at its files, or raise sample_timeout_s where the storage "
         "is slow",
     ]
 

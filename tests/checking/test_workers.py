@@ -111,20 +111,20 @@ def test_an_item_that_hangs_is_killed_and_the_others_go_on() -> None:
         return "told" if item == 31 else None
 
     start = time.monotonic()
-    assert told_by(work, 40, timeout_s=0.5) == ["5 lost: None", "30 lost: None", "told"]
+    assert told_by(work, 40, timeout_s=1) == ["5 lost: None", "30 lost: None", "told"]
     assert time.monotonic() - start < 5
 
 
 def test_slow_items_are_not_overdue_together() -> None:
-    assert told_by(lambda item: time.sleep(0.1), 8, 1, timeout_s=0.4) == []
+    assert told_by(lambda item: time.sleep(0.15), 8, 1, timeout_s=0.9) == []
 
 
 def test_a_reader_that_takes_its_time_makes_nothing_overdue() -> None:
     """A screen that is stopped stops the parent, and with it processes that have something to tell."""
     told: list[str] = []
     more_than_a_pipe_holds = 200_000
-    for _, found in work_through(lambda item: str(item) * more_than_a_pipe_holds, lost, 4, 2, timeout_s=0.2):
-        time.sleep(0.5)
+    for _, found in work_through(lambda item: str(item) * more_than_a_pipe_holds, lost, 4, 2, timeout_s=0.4):
+        time.sleep(0.8)
         told += found
     assert told == [str(item) * more_than_a_pipe_holds for item in range(4)]
 
@@ -230,7 +230,12 @@ def test_an_item_that_ends_just_before_its_process_is_killed_is_the_one_to_blame
 ) -> None:
     """The parent decides by an earlier look; by then the process may be at the next item, which is done again."""
     events: queue.SimpleQueue[Signalled] = queue.SimpleQueue()
-    pool = module._Pool(lambda item: time.sleep(0.1) or str(item), lost, 6, 1, 60, events)
+
+    def work(item: int) -> str:
+        time.sleep(0.5 if item == 1 else 0.05)
+        return str(item)
+
+    pool = module._Pool(work, lost, 6, 1, 60, events)
     pool.waiting.clear()
     pool.waiting.append(module._Range(0, 0, 6, 6))
 

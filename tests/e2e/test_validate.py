@@ -59,7 +59,7 @@ def test_a_signal_ends_it_and_all_its_processes(
     process.send_signal(number)
     at = time.monotonic()
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - at < 2
+    assert time.monotonic() - at < 5
     assert (process.returncode, out) == (code, "")
     assert err == {130: "error: interrupted\n", 75: "error: stopped by SIGTERM\n"}[code]
     assert not any(child.is_running() for child in children)
