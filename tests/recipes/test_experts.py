@@ -1,6 +1,7 @@
 """Adapters on a mixture's experts, which are 3-D parameters and no linear layers."""
 
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import vlmft
 from tests.models.families import FAMILIES
 from tests.models.test_matrix import batches, inputs
 from tests.recipes.training import Trained, save_trained
-from tests.support import CPU, compose, with_recipe
+from tests.support import CPU, compose, policy, with_policies, with_recipe
 from vlmft.errors import ConfigError
-from vlmft.recipes.apply import components_of, select
+from vlmft.recipes.apply import components_of
 from vlmft.recipes.merge import load_merged
+from vlmft.recipes.policies import Component
 from vlmft.recipes.saved import open_saved
+from vlmft.train import TrainConfig
 
 FAMILY = next(family for family in FAMILIES if family.name == "qwen3vl_moe")
 LAYERS = "model.language_model.layers"
@@ -28,13 +31,25 @@ ATTENTION = {f"{LAYERS}.{layer}.self_attn.{side}_proj" for layer in (0, 1) for s
 ROUTER = f"{LAYERS}.1.mlp.gate.weight"
 
 
-def config_of(*overrides: str) -> Any:
-    return compose("model=tiny_qwen3vl_moe", "recipe=lora_llm", *overrides)
+@cache
+def components() -> dict[str, Component]:
+    return components_of(FAMILY.spec.skeleton(), FAMILY.spec)
 
 
-def trained(*overrides: str) -> Trained:
+@cache
+def shipped() -> TrainConfig:
+    return compose("model=tiny_qwen3vl_moe", "recipe=lora_llm")
+
+
+def config_of(precision: str = "fp32", **changes: Any) -> TrainConfig:
+    """Adapters on the LLM, with some values of its policy changed."""
+    config = with_policies(shipped(), llm=policy("lora", **changes))
+    return config.model_copy(update={"precision": precision})
+
+
+def trained(**changes: Any) -> Trained:
     """After one step on each of the matrix's batches."""
-    config = config_of(*overrides)
+    config = config_of(**changes)
     torch.manual_seed(0)
     model = with_recipe(config).train()
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
@@ -57,28 +72,26 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "linear", "experts"),
+    ("changes", "linear", "experts"),
     [
-        ((), ATTENTION | DENSE, BOTH),
-        (("recipe.llm.targets=mlp",), DENSE, BOTH),
-        (("recipe.llm.targets=attention",), ATTENTION, ()),
-        (("recipe.llm.targets=down_proj",), {f"{LAYERS}.0.mlp.down_proj"}, BOTH[1:]),
-        (("recipe.llm.targets=gate_up_proj",), set(), BOTH[:1]),
-        (("recipe.llm.targets='*.experts.*'",), set(), BOTH),
-        (("recipe.llm.exclude=[experts]",), ATTENTION | DENSE, ()),
-        (("recipe.llm.last_modules=3",), {f"{LAYERS}.1.self_attn.o_proj"}, BOTH),
+        ({}, ATTENTION | DENSE, BOTH),
+        ({"targets": "mlp"}, DENSE, BOTH),
+        ({"targets": "attention"}, ATTENTION, ()),
+        ({"targets": "down_proj"}, {f"{LAYERS}.0.mlp.down_proj"}, BOTH[1:]),
+        ({"targets": "gate_up_proj"}, set(), BOTH[:1]),
+        ({"targets": "*.experts.*"}, set(), BOTH),
+        ({"exclude": ["experts"]}, ATTENTION | DENSE, ()),
+        ({"last_modules": 3}, {f"{LAYERS}.1.self_attn.o_proj"}, BOTH),
     ],
-    ids=lambda value: ",".join(value) if isinstance(value, tuple) else "",
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_what_is_chosen(overrides: tuple[str, ...], linear: set[str], experts: tuple[str, ...]) -> None:
-    config = config_of(*overrides)
-    found = select(config.model.skeleton(), config.recipe, config.model)["llm"]
+def test_what_is_chosen(changes: dict[str, Any], linear: set[str], experts: tuple[str, ...]) -> None:
+    found = policy("lora", **changes).select(components()["llm"])
     assert (set(found.adapted), found.experts) == (linear, experts)
 
 
 def test_only_experts_are_found() -> None:
-    spec = config_of().model
-    assert {name: part.experts for name, part in components_of(spec.skeleton(), spec).items()} == {
+    assert {name: part.experts for name, part in components().items()} == {
         "vision_tower": (),
         "projector": (),
         "llm": BOTH,
@@ -90,7 +103,7 @@ def test_only_experts_are_found() -> None:
 
 @pytest.mark.parametrize("targets", ["mlp", "gate_up_proj"])
 def test_experts_learn_and_are_saved_and_merged(targets: str, tmp_path: Path) -> None:
-    done = trained(f"recipe.llm.targets={targets}", "recipe.llm.rank=3")
+    done = trained(targets=targets, rank=3)
     found = wrappers(done.model)
     assert set(found) == ({"gate_up_proj", "down_proj"} if targets == "mlp" else {"gate_up_proj"})
     for name, (inner, outer) in {"gate_up_proj": (64, 192), "down_proj": (96, 64)}.items():
@@ -119,7 +132,7 @@ def test_experts_learn_and_are_saved_and_merged(targets: str, tmp_path: Path) ->
 
 
 def test_the_sum_is_rounded_once_in_a_base_of_bf16(tmp_path: Path) -> None:
-    config = config_of("recipe.llm.targets=mlp", "precision=bf16")
+    config = config_of("bf16", targets="mlp")
     spec = config.model.model_copy(update={"path": str(tmp_path / "base")})
     config.model.load_model(CPU).to(torch.bfloat16).save_pretrained(tmp_path / "base")
     config.model.load_processor().save_pretrained(tmp_path / "base")
@@ -163,32 +176,30 @@ def test_the_router_trains_in_full_and_is_frozen_under_adapters() -> None:
     assert not adapted[f"base_model.model.{ROUTER}"].requires_grad
 
 
-@pytest.mark.parametrize("base", ["nf4", "int8"])
-@pytest.mark.parametrize("exclude", ["[]", "[experts]"])
-def test_fewer_bits_are_refused(base: str, exclude: str) -> None:
+@pytest.mark.parametrize(("base", "exclude"), [("nf4", []), ("int8", ["experts"])])
+def test_fewer_bits_are_refused(base: str, exclude: list[str]) -> None:
     message = (
         rf"recipe\.llm\.base: {base} keeps linear layers alone; the experts of this mixture "
         rf"\({EXPERTS}\.gate_up_proj, \.\.\.\) are 3-D parameters, .* take base=null, and precision=bf16"
     )
     with pytest.raises(ConfigError, match=message):
-        with_recipe(config_of(f"recipe.llm.base={base}", f"recipe.llm.exclude={exclude}"))
+        with_recipe(config_of(base=base, exclude=exclude))
 
 
 def test_bf16_is_refused_in_a_run_that_computes_in_more() -> None:
     message = r"recipe\.llm\.base: bf16 does not work on the experts of a mixture .* take precision=bf16 and base=null"
     with pytest.raises(ConfigError, match=message):
-        with_recipe(config_of("recipe.llm.base=bf16"))
-    model = with_recipe(config_of("recipe.llm.base=bf16", "precision=bf16"))
+        with_recipe(config_of(base="bf16"))
+    model = with_recipe(config_of("bf16", base="bf16"))
     assert {wrapper.get_param().dtype for wrapper in wrappers(model).values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("override", "instead"), [("dora=true", "dora=false"), ("dropout=0.1", "dropout=0")])
-def test_what_peft_cannot_do_on_experts_is_refused(override: str, instead: str) -> None:
-    key = override.partition("=")[0]
+@pytest.mark.parametrize(("key", "value", "instead"), [("dora", True, "dora=false"), ("dropout", 0.1, "dropout=0")])
+def test_what_peft_cannot_do_on_experts_is_refused(key: str, value: Any, instead: str) -> None:
     message = (
         rf"recipe\.llm\.{key}: does not work on the experts of a mixture \({EXPERTS}\.gate_up_proj, \.\.\.\), which "
         rf"are 3-D parameters; leave them out \(recipe\.llm\.exclude=\[experts\]\), or take {instead}"
     )
     with pytest.raises(ConfigError, match=message):
-        with_recipe(config_of(f"recipe.llm.{override}"))
-    assert wrappers(with_recipe(config_of(f"recipe.llm.{override}", "recipe.llm.exclude=[experts]"))) == {}
+        policy("lora", **{key: value}).select(components()["llm"])
+    assert wrappers(with_recipe(config_of(exclude=["experts"], **{key: value}))) == {}
