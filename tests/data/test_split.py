@@ -104,7 +104,7 @@ def test_what_a_cheap_hint_tells_apart_is_not_read():
 
 @pytest.mark.parametrize("processes", [1, 3])
 def test_several_processes_find_what_one_finds(dataset, monkeypatch, processes):
-    monkeypatch.setattr(split.os, "sched_getaffinity", lambda pid: range(processes))
+    monkeypatch.setattr(split, "cores", lambda: processes)
     monkeypatch.setattr(split, "_WORTH_A_PROCESS", 10)
     train = dataset([qa("Q", f"A{i}", id=i) for i in range(50)], "train")
     held_out = dataset([qa("Q", f"A{i}") for i in range(45, 90)], "held")

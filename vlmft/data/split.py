@@ -2,7 +2,6 @@
 
 import math
 import multiprocessing
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
@@ -11,6 +10,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from vlmft.data.hashing import id_hashes, mix, salt
+from vlmft.data.sources.indexing import cores
 from vlmft.data.spec import Rows, Source
 from vlmft.errors import ConfigError, DataError
 
@@ -116,7 +116,7 @@ def _file_of(source: Source) -> str:
 
 def _hints(source: Source, rows: Rows) -> Iterator[bytes]:
     """The content hint of each row, or its content key; of many rows by several processes, at some 30 us a row each."""
-    processes = min(len(os.sched_getaffinity(0)), len(rows) // _WORTH_A_PROCESS)
+    processes = min(cores(), len(rows) // _WORTH_A_PROCESS)
     if processes < 2:
         yield from _hints_of(source, rows)
         return

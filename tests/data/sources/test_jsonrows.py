@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.data.making import qa
 from vlmft.data.hashing import hash_texts
-from vlmft.data.sources import jsonrows, jsonscan
+from vlmft.data.sources import jsonlist, jsonrows, jsonscan
 from vlmft.data.sources.jsonrows import read_json_rows
 from vlmft.errors import DataError
 
@@ -127,6 +127,11 @@ def test_an_unreadable_file(tmp_path):
         read_json_rows(tmp_path)
 
 
+def read_at_once(monkeypatch, size):
+    for module in (jsonscan, jsonlist):
+        monkeypatch.setattr(module, "CHUNK", size)
+
+
 def as_text(value):
     """NaN equals itself here."""
     return repr(value)
@@ -135,7 +140,7 @@ def as_text(value):
 @MANY
 @given(st.lists(st.tuples(st.sampled_from([b"", b" ", b"\n", b"\r\n"]), st.sampled_from(VALUES)), min_size=1), CHUNKS)
 def test_a_list_is_what_the_standard_library_reads(tmp_path, monkeypatch, items, chunk):
-    monkeypatch.setattr(jsonscan, "_CHUNK", chunk)
+    read_at_once(monkeypatch, chunk)
     data = b"[" + b",".join(blank + value + blank for blank, value in items) + b"]"
     rows = read(tmp_path, data)
     assert [as_text(rows.value(i)) for i in range(len(rows))] == [as_text(value) for value in json.loads(data)]
@@ -150,7 +155,7 @@ def test_a_list_is_what_the_standard_library_reads(tmp_path, monkeypatch, items,
 @MANY
 @given(st.lists(st.sampled_from(VALUES + [b"", b" \r"]), min_size=1), CHUNKS)
 def test_lines_are_what_the_standard_library_reads(tmp_path, monkeypatch, lines, chunk):
-    monkeypatch.setattr(jsonscan, "_CHUNK", chunk)
+    read_at_once(monkeypatch, chunk)
     expected = [(number, json.loads(line)) for number, line in enumerate(lines, start=1) if line.strip()]
     if not expected:
         return refused(tmp_path, b"\n".join(lines), "holds no sample", "rows.jsonl")
@@ -170,7 +175,7 @@ def test_lines_are_what_the_standard_library_reads(tmp_path, monkeypatch, lines,
 )
 def test_what_is_wrong_does_not_depend_on_how_much_is_read_at_once(tmp_path, monkeypatch, data, chunk, name):
     def outcome(size):
-        monkeypatch.setattr(jsonscan, "_CHUNK", size)
+        read_at_once(monkeypatch, size)
         try:
             rows = read(tmp_path, data, name)
         except DataError as error:

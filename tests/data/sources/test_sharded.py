@@ -247,7 +247,7 @@ def test_many_processes_make_the_indexes_that_one_makes(write, kind, monkeypatch
     def indexed(cache: str, worth: int) -> list[bytes]:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / cache))
         monkeypatch.setattr(indexing, "WORTH_PROCESSES", worth)
-        monkeypatch.setattr(indexing.os, "sched_getaffinity", lambda pid: range(3))
+        monkeypatch.setattr(indexing, "cores", lambda: 3)
         source = entry.open("mine")
         return [source.fingerprint(), ids(source), [file.name for file in (tmp_path / cache).rglob("*.safetensors")]]
 
@@ -258,7 +258,7 @@ def test_many_processes_make_the_indexes_that_one_makes(write, kind, monkeypatch
 
 def test_processes_list_what_is_wrong_and_stop_at_a_full_disk(write, monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(indexing, "WORTH_PROCESSES", 0)
-    monkeypatch.setattr(indexing.os, "sched_getaffinity", lambda pid: range(3))
+    monkeypatch.setattr(indexing, "cores", lambda: 3)
     entry = write("jsonl", [1] * 30)
     for number in range(25):
         (tmp_path / "set" / f"s-{number:03d}.jsonl").write_text("[")

@@ -171,7 +171,7 @@ def _remove_unused(kept: Path) -> None:
     Not at once: another machine may have a file of its own under the same path, and share this cache folder.
     """
     for other in kept.parent.iterdir():
-        with suppress(FileNotFoundError):  # another process makes or removes one
+        with suppress(OSError):  # another process makes or removes it, or it is another user's
             used = max([other.stat().st_mtime, *(file.stat().st_atime for file in other.iterdir())])
             if other != kept and used < time.time() - _UNUSED_S:
                 shutil.rmtree(other)

@@ -32,7 +32,7 @@ def make_all(indexes: Sequence[IndexOf]) -> None:
     """
     missing = [of for of in indexes if not of.exists()]
     size = sum(of.path.stat().st_size for of in missing)
-    processes = min(len(os.sched_getaffinity(0)), len(missing), _MAX_PROCESSES)
+    processes = min(cores(), len(missing), _MAX_PROCESSES)
     if size >= WORTH_PROCESSES:
         logger.info("indexing %s (%.1f GB), which is done once", counted(len(missing), "file"), size / 1e9)
     random.Random(os.getpid()).shuffle(missing)
@@ -55,3 +55,8 @@ def _problem(of: IndexOf) -> str:
     except DataError as error:
         return str(error)
     return ""
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

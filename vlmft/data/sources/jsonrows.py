@@ -17,7 +17,8 @@ from vlmft.data.hashing import Hashes, hash_texts
 from vlmft.data.sources.find_shards import Shard
 from vlmft.data.sources.ids import Ids, IdsWriter, numbered
 from vlmft.data.sources.index import SMALL, Array, IndexOf, OpenIndex, compact
-from vlmft.data.sources.jsonscan import parse, scan_lines, scan_list
+from vlmft.data.sources.jsonlist import scan_list
+from vlmft.data.sources.jsonscan import parse, scan_lines
 from vlmft.data.sources.reading import FileState, open_to_read, read_at
 from vlmft.data.spec import Rows
 from vlmft.errors import DataError
