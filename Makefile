@@ -34,6 +34,11 @@ bench: setup  ## every figure the README quotes; writes benchmarks/results/
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/images.py
+	$(BIN)/python benchmarks/video.py
+	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/million.py
+	$(BIN)/python benchmarks/validate.py
 	$(BIN)/python benchmarks/soak.py
 
 clean:

@@ -235,7 +235,7 @@ class TestRefusedBeforeWeights:
             (("logger.report_to=[tensorbord]",), "logger.report_to: tensorbord: tensorbord is not supported"),
             (("precision=fp16", "strategy.device=cpu"), "precision: fp16 needs a GPU"),
             (("model=qwen25vl", "model.path=/no/such/folder"), "model.path: there is no folder /no/such/folder"),
-            (("batching.max_tokens=20",), "tokens, 4 of them of 1 pictures, exceed batching.max_tokens=20; raise it"),
+            (("batching.max_tokens=20",), "tokens, 4 of them vision tokens, exceed batching.max_tokens=20; raise it"),
         ],
     )
     def test_what_cannot_be_carried_out(self, run: Run, words: tuple[str, ...], message: str) -> None:

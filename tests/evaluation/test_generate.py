@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import CPU, compose, literally, read_llava, tiny, write_llava
+from tests.support import CPU, compose, literally, read_llava, save_noise, tiny, write_llava
+from vlmft.config.media import MediaRules
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.errors import DataError
@@ -17,7 +18,7 @@ from vlmft.evaluation.generate import Answer, Evaluator, write_answers
 from vlmft.models import Qwen25VL
 from vlmft.recipes.apply import apply_recipe
 from vlmft.scoring import ExactMatch
-from vlmft.types import Sample
+from vlmft.types import Image, Message, Sample
 
 # Each of these changes what the tiny model says, if it is let to.
 BENT = [
@@ -114,6 +115,15 @@ class TestAnswers:
         decode = made.collator.processor.tokenizer.decode
         said = [decode(by_hand(model, made, sample), skip_special_tokens=True) for sample in made.samples]
         assert texts(made.answer(model)) == said
+
+    def test_boxes_are_compared_as_the_model_was_taught_to_write_them(
+        self, evaluator: MakeEvaluator, model: Any, tmp_path: Path
+    ) -> None:
+        picture = Image(save_noise(tmp_path / "a.png", 56, 112))
+        turns = (Message("user", (picture, "Where?")), Message("assistant", ("<box>0.25,0.5,0.5,1</box>",)))
+        sample = Sample("mine/1", turns, rules=MediaRules(coordinates="unit"))
+        (answer,) = evaluator(some=[sample]).answer(model)
+        assert answer.reference == "<box>28,28,56,56</box>"
 
     def test_are_scored_against_the_reference(
         self, evaluator: MakeEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
-from vlmft.data.problems import SampleError
+from vlmft.data.problems import SampleError, crashed, overdue
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.handover import unwrap, wrap
 from vlmft.encoding.time_limit import OverdueError
@@ -93,12 +93,7 @@ def encode_group(
 
     def encoded(index: int) -> Encoded | SampleError:
         if (number, index) in watch.crashed:
-            name = sample_id(items[index])
-            return SampleError(
-                f"{name}: {watch.crashed[number, index]} ended the loader process that was reading it; replace its "
-                "files, which crash their decoder",
-                sample_id=name,
-            )
+            return crashed(sample_id(items[index]), watch.crashed[number, index])
         watch.begin(number, index)
         try:
             return encode(items[index])
@@ -118,10 +113,7 @@ def encode_group(
                 group.bad[found.sample_id] = str(found)
             else:
                 assert isinstance(found, OverdueError) and limit
-                group.bad[sample_id(item)] = (
-                    f"{sample_id(item)}: was not read and decoded within {limit.seconds:g} s; look at its files, "
-                    "or raise sample_timeout_s where the storage is slow"
-                )
+                group.bad[sample_id(item)] = str(overdue(sample_id(item), limit.seconds))
     except VlmftError as error:
         return error
     return group
