@@ -267,7 +267,7 @@ def test_an_adapter_with_a_nan_is_refused_by_its_layer(tmp_path: Path) -> None:
     trained = loaded(trained_on("lora_llm", "fp32"), tmp_path / "trained")
     layer = "model.language_model.layers.1.mlp.down_proj"
     trained.model.get_base_model().get_submodule(layer).lora_B["default"].weight.data[0, 0] = torch.nan
-    with pytest.raises(ConfigError, match=literally(f"{layer}: cannot be merged: NaNs detected")):
+    with pytest.raises(ConfigError, match=literally(f"{layer}.weight: cannot be merged: NaNs detected")):
         merged(trained, tmp_path / "broken")
 
 
