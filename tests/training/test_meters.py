@@ -17,7 +17,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_are_totals_over_the_time_since_the_last_reading() -> None:
     meter = Meters()
     meter.restart()
-    meter.add(StepTotals(supervised_tokens=6, tokens=60, vision_tokens=20, samples=4, most_micro_batches=2), 60, 80, 3.0)
+    meter.add(
+        StepTotals(supervised_tokens=6, tokens=60, vision_tokens=20, samples=4, most_micro_batches=2), 60, 80, 3.0
+    )
     meter.add(StepTotals(supervised_tokens=2, tokens=20, vision_tokens=0, samples=4, most_micro_batches=1), 20, 20, 1.0)
     assert meter.read() == {
         "loss": 2.0,
