@@ -152,9 +152,12 @@ def test_leaving_out_any_one_adapter_is_more_than_rounding(precision: str, tmp_p
     found = merged(trained, tmp_path / "larger")
     allowed = bound(found, DTYPES[precision])
     assert apart(found, trained.model) <= allowed
+    answers = [(batch, logits(found, batch).double()) for batch in batches()]
     for name, layer in layers.items():
         scaling, layer.scaling["default"] = layer.scaling["default"], 0.0
-        assert apart(found, trained.model) > allowed, name
+        # The first batch tells already; the others are asked where it does not.
+        differs = ((logits(trained.model, batch).double() - its).abs().max() > allowed for batch, its in answers)
+        assert any(differs), name
         layer.scaling["default"] = scaling
 
 
