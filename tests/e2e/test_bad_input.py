@@ -215,7 +215,7 @@ def files(desk: Desk, problem: str) -> list[str]:
         return [f"mine: data_path {data}/mine.json does not exist; give the path of a .json or .jsonl file"]
     if problem == "missing media_dir":
         desk.rows(qa(), media_dir="pictures")
-        return [f"mine: media_dir {desk.root}/pictures is not a folder; give the folder that the pictures lie in"]
+        return [f"mine: media_dir {desk.root}/pictures is not a folder; give the folder that the media lie in"]
     if problem == "no list":
         entry(desk.root, "mine", data_path="data/mine.json")
         (data / "mine.json").write_text('{"samples": []}')
@@ -235,9 +235,9 @@ def files(desk: Desk, problem: str) -> list[str]:
     if problem == "mixture cycle":
         (desk.root / "registry" / "mixtures.yaml").write_text("mine: shapes+other\nother: [mine*2]\n")
         return ["mine -> other -> mine: a mixture cannot contain itself"]
-    if problem == "videos":
-        desk.rows(qa(), is_video=True)
-        return ["mine: is_video: true: videos are not read yet"]
+    if problem == "pictures among videos":
+        file = desk.rows(qa(image="a.png"), is_video=True)
+        return [f"mine/0 ({file}:1, row 0): it has the key 'image', but its entry says is_video: true; call it 'video'"]
     if problem == "all bad samples":
         file = desk.rows(qa("What?", "", id="a"), qa(id="b"), turns(("human", "A?"), id="c"))
         return [
@@ -258,7 +258,7 @@ def files(desk: Desk, problem: str) -> list[str]:
         "two ids",
         "defined twice",
         "mixture cycle",
-        "videos",
+        "pictures among videos",
         "all bad samples",
     ],
 )

@@ -115,8 +115,8 @@ class TestTheMask:
         assert first_losses("plain") == pytest.approx(recorded, rel=1e-3)
         real = Encoder.encode
 
-        def encode(self: Encoder, sample: Sample) -> Encoded:
-            encoded = real(self, sample)
+        def encode(self: Encoder, sample: Sample, key: int | None = None) -> Encoded:
+            encoded = real(self, sample, key)
             encoded.supervised = encoded.supervised.roll(1)
             return encoded
 

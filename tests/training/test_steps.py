@@ -84,7 +84,7 @@ class TestBadSamples:
     ) -> None:
         """It comes out as it is, also of a loader process, which torch would wrap in a text of its own."""
 
-        def encode(self: Encoder, sample: Any) -> Any:
+        def encode(self: Encoder, sample: Any, key: int) -> Any:
             raise ConfigError("the disk is gone")
 
         monkeypatch.setattr(Encoder, "encode", encode)
