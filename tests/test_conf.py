@@ -35,6 +35,9 @@ GROUPS = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and folder.name not in ("hydra", "experiment", "annotator")  # not choices of a training alone
 }
+MODELS = GROUPS["model"]
+# To the other groups all families are alike: one of a kind stands for them in pairs, and each is composed by itself.
+GROUPS["model"] = ["gemma3", "qwen25vl", "tiny_qwen25vl"]
 POLICIES = sorted(path.stem for path in (CONF / "recipe/policy").glob("*.yaml"))
 ENTRIES = ("dataset.", "eval_dataset.", "metric.")
 REGISTRY = load_registry(find_roots(environ={}))
@@ -109,6 +112,14 @@ def test_any_two_options_compose_together(any_two: list[tuple[TrainConfig, dict[
     }
     for a, b in itertools.permutations(GROUPS, 2):
         assert {(a, x, b, y) for x, y in itertools.product(GROUPS[a], GROUPS[b])} <= together
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_model_composes(model: str) -> None:
+    config, _ = compose(f"model={model}")
+    wanted = yaml.safe_load((CONF / f"model/{model}.yaml").read_text())["_target_"]
+    assert type(config.model) is resolve_target(wanted, Spec)
+    assert config.model.model_fields_set == set(type(config.model).model_fields)  # each value stands in the YAML
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -147,8 +147,10 @@ def preview(
 ) -> None:
     """Rank 0 shows the first samples as the model will see them, in preview.html and, where it is used, TensorBoard.
 
-    A sample that cannot be encoded is shown with its error.
+    A sample that cannot be encoded is shown with its error. Samples of an entry whose system prompt comes from the
+    environment are not shown: no file of a run holds such a value.
     """
+    from vlmft.config.files import read_mapping
     from vlmft.previewing.album import Album
     from vlmft.previewing.page import head_of, render
     from vlmft.previewing.samples import show
@@ -159,7 +161,9 @@ def preview(
     if rank() != 0 or not config.preview:
         return
     album = Album()
-    visits = first(data, config.preview)
+    entries = read_mapping(folder.config)["dataset"]
+    kept_out = {name for name, entry in entries.items() if "${" in str(entry.get("system_prompt"))}
+    visits = [visit for visit in first(data, config.preview) if visit.id.partition("/")[0] not in kept_out]
     samples = show(visits, encoder, album, config.trainer.num_workers, within_s=_PREVIEW_S)
     head = head_of(config, data, f"samples 1 to {len(visits)} of the training stream of {folder.path}")
     write_page(folder.preview, render(head, samples, album))

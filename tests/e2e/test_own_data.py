@@ -36,7 +36,7 @@ def test_mixed_with_another_dataset_on_a_checkpoint_of_ones_own(typed: Typed, ro
     )
     assert ended.code == 0, ended.err
     assert f"model    Qwen25VL, {weights}, fp32" in ended.out
-    assert "data     mine + shapes x 0.1; held out: 6" in ended.out
+    assert "data     mine (1.0%) + shapes x 0.1 (99.0%); held out: 6" in ended.out
     assert "6 samples a step = 1 ranks x 6; 3 steps x 6 = 18 samples = 0.03 passes over 606" in ended.out
     assert "llm          │ lora r=16 │" in ended.out
     rows = [json.loads(line) for line in (ended.run / "predictions" / "tuned.jsonl").open()]
