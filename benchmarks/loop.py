@@ -153,9 +153,12 @@ def train_in_turns(num_steps: int, workers: int) -> "TurnTaking":
 class InMemory:
     """Items made beforehand, for a loader to hand over."""
 
-    def __init__(self, items: Iterable[Any], plan: Any = None) -> None:
+    def __init__(self, items: Iterable[Any], like: Any = None) -> None:
+        from vlmft.encoding.loading import Watch
+
         self.items = list(items)
-        self.plan = plan
+        self.plan, self.mixture = getattr(like, "plan", None), getattr(like, "mixture", None)
+        self.watch = Watch()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -222,7 +225,7 @@ class TurnTaking:
         self.device = trainer.args.device
         workers, self.loader.num_workers = self.loader.num_workers, 0
         dataset = self.loader.dataset
-        self.dataset = self.loader.dataset = InMemory((dataset[step] for step in range(len(dataset))), dataset.plan)
+        self.dataset = self.loader.dataset = InMemory((dataset[step] for step in range(len(dataset))), dataset)
         self.bare = BareLoop(copy.deepcopy(trainer.model), list(self.loader), trainer.args, trainer.parts, workers)
         self.loader.num_workers = workers
         self.bare_s: list[float] = []

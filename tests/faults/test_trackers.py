@@ -102,7 +102,9 @@ def test_a_disk_that_is_full_for_tensorboard(
 ) -> None:
     full = injected(
         """
+        import logging
         import resource
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # imported here earlier than by a run
         from transformers.integrations import TensorBoardCallback
         on_log = TensorBoardCallback.on_log
 
