@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 
 from tests.data.making import Listed, qa, save_picture
@@ -95,7 +97,7 @@ def test_no_time_checks_nothing(broken):
 def test_time_runs_out_evenly(dataset, monkeypatch):
     first, second = (dataset([qa("Q", f"{name}{i}") for i in range(2000)], name) for name in ("one", "two"))
     clock = iter(range(10_000))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     seen = []
     for source in (first, second):
         object.__setattr__(source, "check_row", lambda row, name=source.name: seen.append((name, row)))

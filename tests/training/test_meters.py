@@ -1,4 +1,5 @@
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +11,7 @@ from vlmft.training.meters import Meters, StepTotals
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock comes four seconds after the last."""
     ticks = itertools.count(100, 4)
-    monkeypatch.setattr(meters.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 
 @pytest.mark.usefixtures("clock")

@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ class TestBadSamples:
             raise ConfigError("the disk is gone")
 
         monkeypatch.setattr(Encoder, "encode", encode)
-        with pytest.raises(ConfigError, match="^the disk is gone$"):
+        with pytest.raises(ConfigError, match="^the disk is gone$") as caught:
             list(StepLoader(dataset(data_file, StepPlan.derive(6, 6, 1, 1, 1)), num_workers))
+        # Gone with the error, though its traceback still holds the stream.
+        assert caught.tb and multiprocessing.active_children() == []
 
     def test_a_sample_error_names_its_sample(self, tmp_path: Path) -> None:
         path = tmp_path / "rows.json"

@@ -154,23 +154,28 @@ def _load(groups: Groups, num_workers: int, start: int) -> Iterator[EncodedGroup
         # torch's handler raises for a dead loader process wherever the main thread is, in the middle of a step too;
         # a stream that is waited for notices by itself.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
-        try:
-            item = next(stream)
-        except StopIteration:
-            return
-        except (OSError, EOFError, RuntimeError) as error:
-            # A batch lies in memory that its loader process hands over: killed in between, it leaves a broken
-            # connection, which torch passes on as it is.
-            _raise_if_dead(getattr(stream, "_workers", []), groups.watch, error)
-            raise
-        if isinstance(item, VlmftError):
-            raise item
-        if isinstance(item, EncodedGroup):
-            yield item
-        else:
-            parcel, bad = item
-            yield EncodedGroup(unwrap(parcel), bad)
+    try:
+        while True:
+            try:
+                item = next(stream)
+            except StopIteration:
+                return
+            except (OSError, EOFError, RuntimeError) as error:
+                # A batch lies in memory that its loader process hands over: killed in between, it leaves a broken
+                # connection, which torch passes on as it is.
+                _raise_if_dead(getattr(stream, "_workers", []), groups.watch, error)
+                raise
+            if isinstance(item, VlmftError):
+                raise item
+            if isinstance(item, EncodedGroup):
+                yield item
+            else:
+                parcel, bad = item
+                yield EncodedGroup(unwrap(parcel), bad)
+    finally:
+        # Now, and not when the garbage collector comes by: an error's traceback keeps the stream alive.
+        if num_workers:
+            stream._shutdown_workers()  # type: ignore[attr-defined]
 
 
 class _CrashedError(Exception):
