@@ -21,7 +21,7 @@ test: setup lint  ## lint, types and the suite; offline, at most 12 minutes on 2
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m "not slow"
 
 test-slow: setup  ## the end-to-end proofs that take minutes
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n $(WORKERS) -m slow --timeout 1200
 
 lint: setup
 	$(BIN)/ruff check .
