@@ -40,6 +40,8 @@ class Family:
     refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Shipped recipes that it cannot be trained under, each with what is said of it, as a regular expression."""
     video: bool = True
+    slice: tuple[str, ...] = ("fft", "lora_vt_llm", "ln_vt_lora_llm_nf4")
+    """The recipes that `make test` takes it through; `make test-slow` takes it through all."""
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
 
