@@ -39,6 +39,8 @@ class Family:
     """Modules of the LLM that hold a mixture's experts: two 3-D parameters each."""
     refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
     """Shipped recipes that it cannot be trained under, each with what is said of it, as a regular expression."""
+    why_refused: str = ""
+    """The same for docs/models.md: the recipes, and what stands in the way."""
     video: bool = True
     slice: tuple[str, ...] = ("fft", "lora_vt_llm", "ln_vt_lora_llm_nf4")
     """The recipes that `make test` takes it through; `make test-slow` takes it through all."""
@@ -105,6 +107,9 @@ FAMILIES = [
             "fft_vt_lora_llm_nf4": NO_FEWER_BITS,
             "dora_llm": r"recipe\.llm\.dora: does not work on the experts of a mixture .* exclude=\[experts\]",
         },
+        why_refused="`lora_llm_nf4`, `lora_llm_int8`, `lora_vt_llm_nf4`, `ln_vt_lora_llm_nf4`, `fft_vt_lora_llm_nf4`: "
+        "bitsandbytes keeps linear layers in fewer bits, and experts are 3-D parameters; `dora_llm`: PEFT has no "
+        "magnitudes for them",
     ),
     Family(
         "internvl3",
@@ -155,6 +160,9 @@ FAMILIES = [
         video=False,
     ),
 ]
+
+REFUSED: dict[str, tuple[str, str]] = {}
+"""Families of which no model can be trained: name -> (class, the reason, which a test of its own shows)."""
 
 
 @cache
