@@ -4,39 +4,26 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
-from vlmft.models.pixels import as_pictures, image_pixels, normalised, refuse_budget
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
+from vlmft.models.pictures import Pictures
+from vlmft.models.pixels import image_pixels, normalised, refuse_budget
+from vlmft.models.spec import Media, MediumText, Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class AnyRes(ModelSpec, abstract=True):
+class AnyRes(Pictures, abstract=True):
     """A checkpoint of one of these classes. Its config holds the grids, so a run cannot choose others."""
 
-    component_paths: ClassVar = {
-        "vision_tower": ("model.vision_tower",),
-        "projector": ("model.multi_modal_projector", "model.image_newline"),
-        "llm": ("model.language_model", "lm_head"),
+    component_paths: ClassVar = Pictures.component_paths | {
+        "projector": ("model.multi_modal_projector", "model.image_newline")
     }
     bare_parameters: ClassVar = frozenset(("model.image_newline",))
-    block_paths: ClassVar = {
-        "vision_tower": "model.vision_tower.encoder.layers",
-        "llm": "model.language_model.layers",
-    }
     coordinate_style: ClassVar = "unit"
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; a picture's grid follows from its shape alone."""
         self.seen_image(processor, (1, 1), self.image)
-
-    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
-        """See `ModelSpec`."""
-        return {"image": processor.image_token}
-
-    def feature_tokens(self, processor: Any) -> frozenset[int]:
-        """See `ModelSpec`."""
-        return frozenset((processor.image_token_id,))
 
     def seen_image(
         self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
@@ -61,10 +48,6 @@ class AnyRes(ModelSpec, abstract=True):
 
         found = image_pixels(processor, picture)
         return {"pixels": found["pixel_values"][0], "size": torch.as_tensor(found["image_sizes"])[0]}
-
-    def shown(self, processor: Any, media: Media) -> Pixels:
-        """See `ModelSpec`."""
-        return as_pictures(media["pixels"])
 
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """See `ModelSpec`. `tiles` [pictures] says how many each has."""

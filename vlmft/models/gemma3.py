@@ -7,31 +7,18 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
-from vlmft.models.pixels import as_pictures, image_pixels, normalised, refuse_budget
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
+from vlmft.models.pictures import FixedSize
+from vlmft.models.spec import Media, MediaKind, MediumText
 from vlmft.models.tiny import TinyCheckpoint
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Gemma3(ModelSpec):
+class Gemma3(FixedSize):
     """A checkpoint of transformers' `Gemma3ForConditionalGeneration`; pan and scan stays off, as its own default."""
 
-    component_paths: ClassVar = {
-        "vision_tower": ("model.vision_tower",),
-        "projector": ("model.multi_modal_projector",),
-        "llm": ("model.language_model", "lm_head"),
-    }
-    block_paths: ClassVar = {
-        "vision_tower": "model.vision_tower.encoder.layers",
-        "llm": "model.language_model.layers",
-    }
     coordinate_style: ClassVar = "thousand"
-
-    def set_budgets(self, processor: Any) -> None:
-        """See `ModelSpec`; every picture has the tower's size."""
-        self.seen_image(processor, (1, 1), self.image)
 
     def placeholders(self, processor: Any) -> dict[MediaKind, str]:
         """See `ModelSpec`; no videos. The template writes the mark that begins a picture."""
@@ -41,14 +28,6 @@ class Gemma3(ModelSpec):
         """See `ModelSpec`."""
         return frozenset((processor.tokenizer.image_token_id,))
 
-    def seen_image(
-        self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
-    ) -> tuple[int, int]:
-        """See `ModelSpec`."""
-        found = processor.image_processor.size
-        refuse_budget("image", budget, (found["height"], found["width"]))
-        return found["height"], found["width"]
-
     def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
         """See `ModelSpec`: a fixed number of tokens between two marks, set off by blank lines."""
         self.seen_image(processor, size, budget)
@@ -56,27 +35,10 @@ class Gemma3(ModelSpec):
         text = f"\n\n{tokenizer.boi_token}{tokenizer.image_token}{tokenizer.eoi_token}\n\n"
         return MediumText(text, (processor.image_seq_length,))
 
-    def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
-        """See `ModelSpec`. `pixels` is uint8 [1, C, H, W]."""
-        return {"pixels": image_pixels(processor, picture)["pixel_values"]}
-
-    def shown(self, processor: Any, media: Media) -> Pixels:
-        """See `ModelSpec`."""
-        return as_pictures(media["pixels"])
-
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`. `token_type_ids` [B, S] marks pictures' tokens with 1."""
-        import torch
-
-        inputs = {"token_type_ids": (input_ids == processor.tokenizer.image_token_id).long()}
-        return inputs | ({"pixels": torch.cat([item["pixels"] for item in media])} if media else {})
-
-    def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`. `pixel_values` is float32 [pictures, C, H, W]."""
-        inputs = dict(inputs)
-        if "pixels" in inputs:
-            inputs["pixel_values"] = normalised(processor.image_processor, inputs.pop("pixels"))
-        return inputs
+        """See `Pictures`. `token_type_ids` [B, S] marks pictures' tokens with 1."""
+        is_picture = input_ids == processor.tokenizer.image_token_id
+        return super().collate(processor, input_ids, media) | {"token_type_ids": is_picture.long()}
 
 
 class TinyGemma3(TinyCheckpoint, Gemma3):

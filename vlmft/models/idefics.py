@@ -1,19 +1,19 @@
 """What Idefics3 and SmolVLM share: a picture in rows of square tiles, then the whole, each marked in the text."""
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
-from vlmft.models.pixels import as_pictures, image_pixels, normalised
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
+from vlmft.models.pictures import Pictures
+from vlmft.models.pixels import image_pixels
+from vlmft.models.spec import Media, MediumText, Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
-class Idefics(ModelSpec, abstract=True):
+class Idefics(Pictures, abstract=True):
     """A checkpoint of one of these classes.
 
     A budget for pictures bounds the longer side: as many whole tiles as its square root has.
@@ -30,14 +30,6 @@ class Idefics(ModelSpec, abstract=True):
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; the image processor keeps the longest side."""
         processor.image_processor.size = {"longest_edge": self._longest(processor, self.image)}
-
-    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
-        """See `ModelSpec`."""
-        return {"image": processor.image_token}
-
-    def feature_tokens(self, processor: Any) -> frozenset[int]:
-        """See `ModelSpec`."""
-        return frozenset((processor.image_token_id,))
 
     def seen_image(
         self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
@@ -74,26 +66,15 @@ class Idefics(ModelSpec, abstract=True):
         size = {"longest_edge": self._longest(processor, budget)}
         return {"pixels": image_pixels(processor, picture, size=size, do_pad=False)["pixel_values"][0]}
 
-    def shown(self, processor: Any, media: Media) -> Pixels:
-        """See `ModelSpec`."""
-        return as_pictures(media["pixels"])
-
-    def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`: the tiles of all samples, in reading order."""
-        import torch
-
-        return {"pixels": torch.cat([item["pixels"] for item in media])} if media else {}
-
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """See `ModelSpec`. `pixel_values` is float32 [1, tiles, C, H, W]; none of them is padding."""
         import torch
 
-        inputs = dict(inputs)
-        if "pixels" in inputs:
-            pixels = inputs.pop("pixels")
-            inputs["pixel_values"] = normalised(processor.image_processor, pixels)[None]
-            mask = torch.ones((len(pixels), *pixels.shape[-2:]), dtype=torch.int64, device=pixels.device)
-            inputs["pixel_attention_mask"] = mask[None]
+        inputs = super().model_inputs(processor, inputs)
+        if "pixel_values" in inputs:
+            pixels = inputs["pixel_values"][None]
+            mask = torch.ones_like(pixels[:, :, 0], dtype=torch.int64)
+            inputs |= {"pixel_values": pixels, "pixel_attention_mask": mask}
         return inputs
 
     def _mark(self, processor: Any) -> str:
