@@ -3,35 +3,24 @@
 A tile has one size, and a picture of more than one is followed by a thumbnail of the whole.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
-from vlmft.models.pixels import as_pictures, image_pixels, keep_frame_rule, normalised, refuse_budget, video_pixels
-from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
+from vlmft.models.pixels import image_pixels, keep_frame_rule, refuse_budget, video_pixels
+from vlmft.models.spec import Media, MediumText, Pixels
+from vlmft.models.tiles import FramesAsTiles
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class InternVL3(ModelSpec):
+class InternVL3(FramesAsTiles):
     """A checkpoint of transformers' `InternVLForConditionalGeneration`.
 
     A budget for pictures is one of tiles: an area divided by a tile's, rounded down.
     """
 
-    component_paths: ClassVar = {
-        "vision_tower": ("model.vision_tower",),
-        "projector": ("model.multi_modal_projector",),
-        "llm": ("model.language_model", "lm_head"),
-    }
-    block_paths: ClassVar = {
-        "vision_tower": "model.vision_tower.encoder.layer",
-        "llm": "model.language_model.layers",
-    }
+    block_paths: ClassVar = FramesAsTiles.block_paths | {"vision_tower": "model.vision_tower.encoder.layer"}
     coordinate_style: ClassVar = "thousand"
 
     def set_budgets(self, processor: Any) -> None:
@@ -41,14 +30,6 @@ class InternVL3(ModelSpec):
         images.crop_to_patches = True
         refuse_budget("video", self.video, self._tile(processor))
         keep_frame_rule(processor.video_processor, self.video)
-
-    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
-        """See `ModelSpec`."""
-        return {"image": processor.image_token, "video": processor.video_token}
-
-    def feature_tokens(self, processor: Any) -> frozenset[int]:
-        """See `ModelSpec`: frames are written as pictures."""
-        return frozenset((processor.image_token_id,))
 
     def seen_image(
         self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
@@ -86,31 +67,6 @@ class InternVL3(ModelSpec):
     def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `ModelSpec`. `pixels` is uint8 [frames, C, H, W]."""
         return {"frames": video_pixels(processor, frames)["pixel_values_videos"][0]}
-
-    def shown(self, processor: Any, media: Media) -> Pixels:
-        """See `ModelSpec`."""
-        return as_pictures(media["pixels" if "pixels" in media else "frames"])
-
-    def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`: tiles and frames in reading order. `is_frame` [N] tells one from the other."""
-        import torch
-
-        if not media:
-            return {}
-        pixels = [item["frames" if "frames" in item else "pixels"] for item in media]
-        is_frame = [torch.full((len(found),), "frames" in item) for item, found in zip(media, pixels, strict=True)]
-        return {"pixels": torch.cat(pixels), "is_frame": torch.cat(is_frame)}
-
-    def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """See `ModelSpec`. `pixel_values` is float32 [tiles and frames, C, H, W]."""
-        import torch
-
-        inputs = dict(inputs)
-        if "pixels" in inputs:
-            pixels, is_frame = inputs.pop("pixels"), inputs.pop("is_frame")[:, None, None, None]
-            images, videos = (normalised(p, pixels) for p in (processor.image_processor, processor.video_processor))
-            inputs["pixel_values"] = torch.where(is_frame, videos, images)
-        return inputs
 
     def _tile(self, processor: Any) -> tuple[int, int]:
         size = processor.image_processor.size

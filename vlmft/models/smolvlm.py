@@ -1,21 +1,18 @@
 """SmolVLM: SigLIP's tower over square tiles, pixel shuffle as projector, a small Llama; videos as dated frames."""
 
-from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlmft.config.media import PixelBudget
 from vlmft.models.idefics import Idefics
-from vlmft.models.pixels import as_pictures, keep_frame_rule, normalised, refuse_budget, video_pixels
-from vlmft.models.spec import Media, MediaKind, MediumText, Pixels
+from vlmft.models.pixels import keep_frame_rule, refuse_budget, video_pixels
+from vlmft.models.spec import Media, MediumText, Pixels
+from vlmft.models.tiles import FramesAsTiles
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class SmolVLM(Idefics):
+class SmolVLM(Idefics, FramesAsTiles):
     """A checkpoint of transformers' `SmolVLMForConditionalGeneration`."""
 
     def set_budgets(self, processor: Any) -> None:
@@ -27,10 +24,6 @@ class SmolVLM(Idefics):
         # Its sampling wants both: a rate, and the most frames that may come of it.
         processor.video_processor.fps = self.video.fps or own[0]
         processor.video_processor.num_frames = self.video.num_frames or self.video.max_frames or own[1]
-
-    def placeholders(self, processor: Any) -> dict[MediaKind, str]:
-        """See `ModelSpec`."""
-        return super().placeholders(processor) | {"video": processor.video_token}
 
     def seen_frame(self, processor: Any, clip: Clip, budget: PixelBudget) -> tuple[int, int]:
         """See `ModelSpec`: one tile."""
@@ -58,32 +51,6 @@ class SmolVLM(Idefics):
     def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `ModelSpec`. `frames` is uint8 [frames, C, H, W]."""
         return {"frames": video_pixels(processor, frames, do_pad=False)["pixel_values"][0]}
-
-    def shown(self, processor: Any, media: Media) -> Pixels:
-        """See `ModelSpec`."""
-        return as_pictures(media["frames"]) if "frames" in media else super().shown(processor, media)
-
-    def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
-        """See `Idefics`; tiles and frames in reading order. `is_frame` [N] tells one from the other."""
-        import torch
-
-        if not media:
-            return {}
-        pixels = [item["frames" if "frames" in item else "pixels"] for item in media]
-        is_frame = [torch.full((len(found),), "frames" in item) for item, found in zip(media, pixels, strict=True)]
-        return {"pixels": torch.cat(pixels), "is_frame": torch.cat(is_frame)}
-
-    def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
-        """See `Idefics`."""
-        import torch
-
-        inputs = dict(inputs)
-        if "pixels" in inputs:
-            is_frame = inputs.pop("is_frame")[:, None, None, None]
-            videos = normalised(processor.video_processor, inputs["pixels"])
-            inputs = super().model_inputs(processor, inputs)
-            inputs["pixel_values"] = torch.where(is_frame, videos, inputs["pixel_values"])
-        return inputs
 
     def _whole(self, processor: Any) -> str:
         return str(processor.global_image_token)
