@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -87,7 +88,18 @@ def save_video(
             frame.pts, frame.time_base = ticks[number] if ticks is not None else number, tick
             file.mux(stream.encode(frame))
         file.mux(stream.encode(None))
+    if codec == "libsvtav1":
+        _share_the_processor_again()
     return Video(path)
+
+
+def _share_the_processor_again() -> None:
+    """Take back what SVT-AV1 does where root encodes: it gives the thread that opens it real-time priority for good.
+
+    Whatever that test process starts afterwards inherits it, and starves everything else on the machine.
+    """
+    if hasattr(os, "sched_setscheduler"):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def save_audio(path: Path, cover: bool = False) -> Video:

@@ -1,3 +1,4 @@
+import os
 import threading
 from fractions import Fraction
 from pathlib import Path
@@ -532,3 +533,11 @@ def test_lists_are_chosen_from_too(tmp_path):
     info = probe_video(Video(tmp_path, frames=paths))
     assert choose_frames(info, VideoRule(fps=1)).tolist() == [0, 2, 4, 6, 8]
     assert choose_frames(info, VideoRule(num_frames=3)).tolist() == [0, 4, 8]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="only POSIX systems tell a scheduling policy")
+def test_encoding_leaves_the_processor_to_others(tmp_path):
+    """SVT-AV1 makes root's thread a real-time one, which a browser or a run started later would inherit."""
+    before = os.sched_getscheduler(0)
+    save_video(tmp_path / "a.mp4", codec="libsvtav1", num_frames=12)
+    assert os.sched_getscheduler(0) == before == os.SCHED_OTHER
