@@ -55,6 +55,7 @@ class Family:
 QWEN_END, SIGLIP_LINEAR = "<|im_end|>", r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[12]$"
 QWEN_TOWER = {"tower": "model.visual.", "projector": ("model.visual.merger.",)}
 TOWER = {"tower": "model.vision_tower.", "projector": ("model.multi_modal_projector.",)}
+IDEFICS_TOWER = {"tower": "model.vision_model.", "projector": ("model.connector.",)}
 NORMS = r"layer_norm[12]$|post_layernorm$"
 
 
@@ -132,12 +133,22 @@ FAMILIES = [
         "smolvlm",
         "SmolVLMForConditionalGeneration",
         _answers("<end_of_utterance>"),
-        tower="model.vision_model.",
-        projector=("model.connector.",),
+        **IDEFICS_TOWER,
         llm=("model.text_model.", "lm_head."),
         tower_norms=NORMS,
         tower_linear=SIGLIP_LINEAR,
         mixed=False,
+    ),
+    Family(
+        "idefics3",
+        "Idefics3ForConditionalGeneration",
+        _answers("<end_of_utterance>"),
+        **IDEFICS_TOWER,
+        llm=("model.text_model.", "lm_head."),
+        tower_norms=NORMS,
+        tower_linear=SIGLIP_LINEAR,
+        video=False,
+        slice=("lora_vt_llm",),
     ),
     Family(
         "llava_onevision",

@@ -1,6 +1,7 @@
 """Model families, one file each: loading, the names of the components, and what is special in encoding."""
 
 from vlmft.models.gemma3 import Gemma3, TinyGemma3
+from vlmft.models.idefics3 import Idefics3, TinyIdefics3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
@@ -18,6 +19,8 @@ __all__ = [
     "TinySmolVLM",
     "Gemma3",
     "TinyGemma3",
+    "Idefics3",
+    "TinyIdefics3",
     "InternVL3",
     "Llava15",
     "TinyInternVL3",

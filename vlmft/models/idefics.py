@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError
 from vlmft.models.pictures import Pictures
-from vlmft.models.pixels import image_pixels
+from vlmft.models.pixels import image_pixels, refuse_budget
 from vlmft.models.spec import Media, MediumText, Pixels
 
 if TYPE_CHECKING:
@@ -34,9 +34,12 @@ class Idefics(Pictures, abstract=True):
     def seen_image(
         self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True
     ) -> tuple[int, int]:
-        """See `ModelSpec`: whole tiles, the longer side first made as long as the budget says."""
+        """See `ModelSpec`: whole tiles, the longer side first made as long as the budget says; or one tile alone."""
         tile = _tile(processor)
-        height, width = _scaled(*size, self._longest(processor, budget))
+        longest = self._longest(processor, budget)
+        if not processor.image_processor.do_image_splitting:
+            return tile, tile
+        height, width = _scaled(*size, longest)
         ratio = width / height
         if width >= height:
             width = math.ceil(width / tile) * tile
@@ -88,6 +91,8 @@ class Idefics(Pictures, abstract=True):
     def _longest(self, processor: Any, budget: PixelBudget) -> int:
         """The longer side, in pixels."""
         tile = _tile(processor)
+        if not processor.image_processor.do_image_splitting:
+            refuse_budget("image", budget, (tile, tile))
         if budget.size is not None or budget.min_pixels is not None:
             raise ConfigError(
                 f"model.image: this checkpoint sees pictures in tiles of {tile} x {tile} pixels, the longer side "
@@ -99,6 +104,12 @@ class Idefics(Pictures, abstract=True):
         if not tiles:
             raise ConfigError(
                 f"model.image: max_pixels={budget.max_pixels} is less than one tile of {tile} x {tile} pixels; raise it"
+            )
+        tokenizer, mark = processor.tokenizer, f"<row_{tiles}_col_{tiles}>"
+        if tokenizer.convert_tokens_to_ids(mark) in (None, tokenizer.unk_token_id):
+            raise ConfigError(
+                f"model.image: max_pixels={budget.max_pixels} makes the longer side {tiles} tiles of {tile} pixels, "
+                f"and {mark}, which would stand before the last, is none of the checkpoint's tokens; lower it"
             )
         return tiles * tile
 

@@ -125,6 +125,23 @@ def train_gpt2_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     return tokenizer
 
 
+def train_bytes_tokenizer(special_tokens: Sequence[str], bos_token: str, **settings: Any) -> Any:
+    """A byte-level BPE in no family's own class, as those of Llama 3 and Mistral: it puts `bos_token` first itself."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
+    backend = train_qwen_tokenizer(()).backend_tokenizer
+    trained = json.loads(backend.to_str())["model"]
+    bpe = Tokenizer(models.BPE(trained["vocab"], [tuple(pair) for pair in trained["merges"]]))
+    bpe.pre_tokenizer, bpe.decoder = backend.pre_tokenizer, backend.decoder
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos_token, model_max_length=2048, **settings)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos_token} $A", special_tokens=[(bos_token, tokenizer.bos_token_id)]
+    )
+    return tokenizer
+
+
 def train_llama_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     """A BPE over pieces with `▁` for a space, and bytes for what it does not know, in Llama's tokenizer class."""
     from transformers import LlamaTokenizer
