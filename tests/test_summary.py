@@ -8,6 +8,7 @@ from rich.console import Console
 from vlmft import summary
 from vlmft.data.check import CheckReport
 from vlmft.evaluation.generate import Answer
+from vlmft.models.kernels import KernelsInUse
 from vlmft.recipes.table import ComponentRow
 from vlmft.run_folder import RunFolder
 from vlmft.scoring import ExactMatch, MetricSpec
@@ -91,6 +92,9 @@ class TestResult:
         assert [cell.strip() for cell in row.split("│")[1:-1]] == ["m", "-", "1.000 [0.722, 1.000]", "-", "10"]
 
 
+PLAIN = KernelsInUse(attention={"vision_tower": ("sdpa",), "llm": ("sdpa",)}, fused={})
+
+
 class TestRecipeTable:
     ROWS = (
         ComponentRow("vision_tower", "frozen", 1_000_000, 0, "bfloat16", (0.0, 0.0), 2_000_000, 0),
@@ -100,7 +104,7 @@ class TestRecipeTable:
     def test_each_component_and_the_sum(self) -> None:
         rows = [
             [cell.strip() for cell in line.split("│")[1:-1]]
-            for line in shown(summary.recipe_table(self.ROWS, [])).splitlines()
+            for line in shown(summary.recipe_table(self.ROWS, [], PLAIN)).splitlines()
             if line.startswith("│")
         ]
         assert rows == [
@@ -111,15 +115,28 @@ class TestRecipeTable:
 
     def test_several_rates_and_what_copies_take(self) -> None:
         row = ComponentRow("llm", "full", 10, 10, "float32", (1e-6, 2e-4), 2048, 1024)
-        table = shown(summary.recipe_table([row], []))
+        table = shown(summary.recipe_table([row], [], PLAIN))
         assert "1.0e-06 to 2.0e-04" in table
         assert "of it 1.0 KiB are originals, kept beside what trains in full" in table
 
     def test_what_no_gradient_reaches_is_named(self) -> None:
-        table = shown(summary.recipe_table(self.ROWS, ["tower.blocks.23.weight", "tower.post_norm.bias"]))
+        table = shown(summary.recipe_table(self.ROWS, ["tower.blocks.23.weight", "tower.post_norm.bias"], PLAIN))
         assert (
             "no gradient reaches 2 trained weights, now frozen: tower.blocks.23.weight, tower.post_norm.bias" in table
         )
+
+    def test_the_kernels_that_were_found(self) -> None:
+        fused = {"vision_tower": ("LigerLayerNorm",), "llm": ("LigerRMSNorm", "rotary positions")}
+        kernels = KernelsInUse(attention={"vision_tower": ("eager",), "llm": ("eager", "sdpa")}, fused=fused)
+        lines = shown(summary.recipe_table(self.ROWS, [], kernels)).splitlines()
+        assert "attention: vision_tower eager; llm eager, sdpa" in [line.strip() for line in lines]
+        found = "fused kernels: vision_tower LigerLayerNorm; llm LigerRMSNorm, rotary positions"
+        assert found in [line.strip() for line in lines]
+
+    def test_why_there_are_none(self) -> None:
+        table = shown(summary.recipe_table(self.ROWS, [], PLAIN, "it is not installed"))
+        assert "attention: vision_tower sdpa; llm sdpa" in table and "fused kernels: none; it is not installed" in table
+        assert shown(summary.recipe_table(self.ROWS, [], PLAIN)).rstrip().endswith("fused kernels: none")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from vlmft.data.check import CheckReport
     from vlmft.evaluation.generate import Answer
+    from vlmft.models.kernels import KernelsInUse
     from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
 
@@ -104,8 +105,14 @@ def headline(
     )
 
 
-def recipe_table(rows: "Sequence[ComponentRow]", unreached: Sequence[str]) -> "Table":
-    """Policy, parameters and rates of each component, and what no gradient reaches."""
+def recipe_table(
+    rows: "Sequence[ComponentRow]", unreached: Sequence[str], kernels: "KernelsInUse", plain_because: str | None = None
+) -> "Table":
+    """Policy, parameters and rates of each component, what no gradient reaches, and the kernels found in use.
+
+    Args:
+        plain_because: why `model.kernels=auto` has taken no fused kernels.
+    """
     from rich.table import Table
 
     table = Table(title="what trains", title_justify="left")
@@ -130,8 +137,16 @@ def recipe_table(rows: "Sequence[ComponentRow]", unreached: Sequence[str]) -> "T
         table.caption += f"\n  of it {format_bytes(copies)} are originals, kept beside what trains in full"
     if unreached:
         table.caption += f"\nno gradient reaches {len(unreached)} trained weights, now frozen: {', '.join(unreached)}"
+    table.caption += f"\nattention: {_by_component(kernels.attention)}"
+    table.caption += f"\nfused kernels: {_by_component(kernels.fused)}" + (
+        f"; {plain_because}" if plain_because else ""
+    )
     table.caption_justify = "left"
     return table
+
+
+def _by_component(found: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{component} {', '.join(names)}" for component, names in found.items()) or "none"
 
 
 def result_table(comparisons: Sequence[Comparison], folder: RunFolder) -> "Table":

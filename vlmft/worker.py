@@ -81,11 +81,12 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     """One run, from its config to its table."""
     from vlmft import assembly, summary
     from vlmft.config.app import load_config
+    from vlmft.models.kernels import use_kernels
     from vlmft.recipes.apply import apply_recipe
     from vlmft.recipes.base import load_base
     from vlmft.recipes.dtypes import compute_in, torch_dtype
     from vlmft.recipes.saved import hash_weights, load_earlier, save
-    from vlmft.recipes.table import component_rows
+    from vlmft.recipes.table import component_kernels, component_rows
     from vlmft.train import TrainConfig
 
     console = summary.console(quiet=rank() != 0)
@@ -109,13 +110,14 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
     assembly.seed_everything(config.seed)
     model = load_base(family, recipe, torch_dtype(precision), args.device)
+    plain_because = use_kernels(model, family.kernels)
     model = apply_recipe(model, recipe, family, torch_dtype(precision))
     if family.adapter is not None:
         load_earlier(family.adapter, model, family, recipe)
     compute_in(model, torch_dtype(precision), args.device)
     unreached = assembly.probe(model, encoder, collator, args.device)
     rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)
-    console.print(summary.recipe_table(rows, unreached))
+    console.print(summary.recipe_table(rows, unreached, component_kernels(model, family), plain_because))
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 

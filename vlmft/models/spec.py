@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from vlmft.config.media import CoordinateStyle, MediaRules, PixelBudget, VideoRule
 from vlmft.config.spec import Spec
 from vlmft.errors import ConfigError
+from vlmft.models.kernels import Kernels
 from vlmft.models.pinned import FULL_HASH, check_pinned
 from vlmft.types import Clip
 
@@ -71,6 +72,9 @@ class ModelSpec(Spec, abstract=True):
     lr: LearningRates
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
         description="attention implementation, under transformers' names"
+    )
+    kernels: Kernels = Field(
+        description="fused kernels in training: liger, or an error where it cannot be had; auto: where it can; none"
     )
     image: PixelBudget = Field(description="how large pictures are seen; an entry may say otherwise")
     video: VideoRule = Field(description="which frames of a video are seen, and how large; an entry may say otherwise")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlmft.models.components import component_of
+from vlmft.models.kernels import KernelsInUse, kernels_in_use
 from vlmft.models.spec import ModelSpec
 from vlmft.recipes.apply import plain_name
 from vlmft.recipes.base import num_bytes, num_weights
@@ -66,6 +67,11 @@ def component_rows(
             )
         )
     return rows
+
+
+def component_kernels(model: Any, family: ModelSpec) -> KernelsInUse:
+    """What each component of `model`, to which a recipe has been applied, is found to compute with."""
+    return kernels_in_use(model, lambda name: component_of(plain_name(name), family.component_paths))
 
 
 def _range(rates: list[float]) -> tuple[float, float]:
