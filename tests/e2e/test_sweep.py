@@ -153,7 +153,7 @@ def test_a_signal_reaches_every_job_none_is_left_and_the_same_words_go_on(
     state: str,
 ) -> None:
     words = (*POOL, "seed=0,1,2", "run.dir=sweep", *SMALL, "evaluation=none", "trainer.num_workers=1")
-    process = started(*words, "trainer.max_steps=60", "global_batch_size=2")
+    process = started(*words, "trainer.max_steps=200", "global_batch_size=2")
     logged = [work / "sweep" / str(job) / "metrics.jsonl" for job in (0, 1)]
     until(lambda: all(path.exists() and path.stat().st_size for path in logged), "the first steps of two jobs")
     below = psutil.Process(process.pid).children(recursive=True)
@@ -166,9 +166,9 @@ def test_a_signal_reaches_every_job_none_is_left_and_the_same_words_go_on(
     assert [read_result(work / "sweep" / str(job))["state"] for job in (0, 1)] == [state, state]
     assert not (work / "sweep" / "2").exists()
     assert [row[2].partition(":")[0] for row in rows_of(out)] == [state, state]
-    ended = typed(*words, "trainer.max_steps=60", "global_batch_size=2")
+    ended = typed(*words, "trainer.max_steps=200", "global_batch_size=2")
     assert ended.code == 0, ended.out + ended.err
-    assert [len(losses(work / "sweep" / str(job))) for job in range(3)] == [60, 60, 60]
+    assert [len(losses(work / "sweep" / str(job))) for job in range(3)] == [200, 200, 200]
     assert "resumed  " in (work / "sweep" / "0" / "log.txt").read_text()
 
 

@@ -26,7 +26,7 @@ def test_what_does_not_come_back_is_overdue_and_the_others_are_not() -> None:
     started = time.monotonic()
     found = limit.map(work, range(7))
     release.set()
-    assert time.monotonic() - started < 0.2 * 2 * 2 + 5
+    assert time.monotonic() - started < 30
     assert [item if isinstance(item, int) else None for item in found] == [0, None, 2, 3, None, 5, 6]
     assert all(isinstance(item, OverdueError) for item in found if not isinstance(item, int))
     assert limit.map(work, [0, 2]) == [0, 2]

@@ -1,5 +1,6 @@
 """What a signal does to a run, when, and on which of its ranks; the same command then ends it as if nothing was."""
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -100,7 +101,9 @@ def test_during_the_last_step(type_: Type, work: Path, injected: Injected) -> No
 def test_while_loading(type_: Type, work: Path, number: signal.Signals, code: int, state: str) -> None:
     driver = type_("trainer.max_steps=3")
     driver.until(driver.ranks, "the rank")
-    driver.until(lambda: (work / "run" / ".rank.lock").exists() and (work / "run" / ".rank.lock").read_text(), "it")
+    # Once it holds the lock, it answers signals; the driver, which looks in before, has written to that file as well.
+    lock, ranks = work / "run" / ".rank.lock", {child.pid for child in driver.ranks()}
+    driver.until(lambda: (text := lock.read_text()) and json.loads(text)["pid"] in ranks, "the rank's lock")
     driver.process.send_signal(number)
     found, err = driver.ended()
     assert found == code, err

@@ -147,7 +147,7 @@ def test_a_server_that_says_nothing_is_left(site, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "TIMEOUT_S", 0.1)
     start = time.monotonic()
     refused(site.at("/slow.png"), r"/slow\.png gives nothing for 0\.1 s; mend the address", tmp_path)
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 9
 
 
 def test_a_server_that_drips_is_left(site, tmp_path, monkeypatch):
