@@ -170,9 +170,7 @@ class TestGolden:
     def test_the_prompt_is_what_the_model_is_trained_to_continue(self, name: str) -> None:
         chat = make_format(name)
         rendered, prompt = chat.render(TWO_TURNS), chat.prompt(TWO_TURNS)
-        trained = rendered.text[: rendered.spans[-1][0]]
-        # Qwen3 writes an empty thinking block before the last answer, which its generation prompt leaves out.
-        assert trained == prompt + ("<think>\n\n</think>\n\n" if name == "qwen3_thinking" else "")
+        assert prompt == rendered.text[: rendered.spans[-1][0]]
         assert chat.reference(TWO_TURNS) == "Two dogs."
         ids = chat.tokenize(rendered).ids
         prompt_ids = chat.tokenize_prompt(prompt)
@@ -182,7 +180,14 @@ class TestGolden:
         waiting = conversation("What is it?", "A cat.", "And now?")
         for name in SPECIAL:
             chat = make_format(name)
-            assert chat.prompt(waiting) == chat.prompt(TWO_TURNS)
+            # Qwen3 writes an empty thinking block before an answer that does not think; before none, it may think yet.
+            block = "<think>\n\n</think>\n\n" if name == "qwen3_thinking" else ""
+            assert chat.prompt(waiting) + block == chat.prompt(TWO_TURNS)
+
+    def test_an_answer_that_thinks_is_asked_for_where_its_thinking_begins(self) -> None:
+        chat = make_format("qwen3_thinking")
+        thinking = conversation("What is it?", "<think>\nFur.\n</think>\n\nA cat.")
+        assert chat.prompt(thinking) == "<|im_start|>user\nWhat is it?<|im_end|>\n<|im_start|>assistant\n"
 
     @pytest.mark.parametrize(
         ("name", "text", "expected"),

@@ -95,14 +95,21 @@ class ChatFormat:
         return Rendered(sample.id, *self._finish(sample.id, located))
 
     def prompt(self, sample: Sample) -> str:
-        """The conversation without its last turn if that is an answer, then the template's generation prompt.
+        """The conversation up to its last turn if that is an answer, as it stands before that answer in training.
+
+        That is the template's generation prompt, and what it writes before an answer that does not think: Qwen3.5's
+        generation prompt opens a block of thinking, which training closes again before such an answer. A last answer
+        that thinks begins with its thinking, and one that is not there may: their prompt is the template's own.
 
         Raises:
             DataError: as `render`.
         """
-        ends_in_answer = sample.messages[-1].role == "assistant"
-        located = self._locate(sample, sample.messages[:-1] if ends_in_answer else sample.messages, generation=True)
-        return self._finish(sample.id, located)[0]
+        *before, last = sample.messages
+        if last.role == "assistant" and "</think>" not in last.text:
+            rendered = self.render(sample)
+            return rendered.text[: rendered.spans[-1][0]]
+        asked = before if last.role == "assistant" else sample.messages
+        return self._finish(sample.id, self._locate(sample, asked, generation=True))[0]
 
     def reference(self, sample: Sample) -> str:
         """The last answer, as its author wrote it."""
