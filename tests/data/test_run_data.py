@@ -124,8 +124,22 @@ class TestErrors:
     def test_no_held_out_sample_may_be_bad(self, spec: MakeSpec, tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(json.dumps([qa("Q?", " ", id="x"), qa(id="y")]))
         data = opened({"a": spec("a", 3)}, {"e": LLaVADataset(data_path=tmp_path / "bad.json")})
-        with pytest.raises(DataError, match=r"^e/x \(.*bad.json:1, row 0\): turn 2 is an empty answer"):
+        with pytest.raises(DataError, match=r"^e/x \(.*bad.json:1, row 0\): turn 2 is an empty answer") as caught:
             data.check(10, max_bad_samples=5)
+        assert [*caught.value.problems[1:]] == [
+            "1 of these are held out: max_bad_samples leaves out training samples, never those that a run is judged "
+            "by; mend them, or take them out of the data"
+        ]
+
+    def test_bad_samples_of_both_sides_are_listed_together(self, spec: MakeSpec, tmp_path: Path) -> None:
+        for name in ("a", "e"):
+            (tmp_path / f"{name}.json").write_text(json.dumps([qa(f"{name} of?", " ", id="x"), qa(f"{name}?", id="y")]))
+        data = opened(
+            {"a": LLaVADataset(data_path=tmp_path / "a.json")}, {"e": LLaVADataset(data_path=tmp_path / "e.json")}
+        )
+        with pytest.raises(DataError) as caught:
+            data.check(10, max_bad_samples=0)
+        assert [problem.split()[0] for problem in caught.value.problems] == ["e/x", "a/x"]
 
     def test_without_time_nothing_is_checked(self, tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(json.dumps([qa("Q?", " ")]))

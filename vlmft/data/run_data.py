@@ -33,10 +33,16 @@ class RunData:
         refuse_overlap(self.mixture.visited, self.held_out)
         end = time.monotonic() + budget_s
         held_out = check(self.held_out, budget_s)
-        DataError.raise_if(held_out.problems)
         trained = check(self.mixture.visited, end - time.monotonic(), limit=max_bad_samples + 20)
+        problems = [*held_out.problems]
         if len(trained.problems) > max_bad_samples:
-            raise DataError(*trained.problems)
+            problems += trained.problems
+        if held_out.problems and max_bad_samples:
+            problems.append(
+                f"{len(held_out.problems)} of these are held out: max_bad_samples leaves out training samples, never "
+                "those that a run is judged by; mend them, or take them out of the data"
+            )
+        DataError.raise_if(problems)
         return CheckReport(
             problems=trained.problems,
             checked=held_out.checked + trained.checked,
