@@ -61,9 +61,10 @@ def tiny_processor() -> Any:
     return tiny().load_processor()
 
 
-def encoding(max_tokens: int | None = None) -> tuple[Encoder, Collator]:
-    """Encoder and collator of the tiny checkpoint."""
-    return Encoder(tiny(), tiny_processor(), max_tokens), Collator(tiny(), tiny_processor())
+def encoding(max_tokens: int | None = None, spec: ModelSpec | None = None) -> tuple[Encoder, Collator]:
+    """Encoder and collator of a checkpoint; of the tiny default where none is given."""
+    spec, processor = (tiny(), tiny_processor()) if spec in (None, tiny()) else (spec, spec.load_processor())
+    return Encoder(spec, processor, max_tokens), Collator(spec, processor)
 
 
 def with_recipe(config: TrainConfig) -> Any:

@@ -70,7 +70,7 @@ def bench(tmp_path: Path, data_file: Path) -> Iterator[Callable[..., Bench]]:
         args = training_arguments(
             tmp_path, config.trainer, config.optim, config.strategy, config.precision, config.seed, plan.num_steps
         )
-        encoder, collator = encoding(config.batching.max_tokens)
+        encoder, collator = encoding(config.batching.max_tokens, config.model)
         steps = StepDataset(mixture, encoder, plan, rank=0)
         lines: list[dict[str, Any]] = []
         parts = {

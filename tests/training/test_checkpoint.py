@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import TrainerCallback, set_seed
 
+from tests.models.families import FAMILIES
 from tests.support import literally
 from tests.training.conftest import Bench
 from vlmft.errors import PreemptedError, StorageError
@@ -151,6 +152,14 @@ class TestResume:
         ids=lambda words: "-".join(word.partition("=")[2] for word in words),
     )
     def test_after_a_signal(self, begin: Begin, words: tuple[str, ...]) -> None:
+        whole = train(begin(*words, folder="undisturbed"))
+        stopped = terminated_at(begin(*words), 4)
+        assert_same_run(whole, stopped, train(begin(*words)))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("family", [family.name for family in FAMILIES])
+    def test_of_every_family(self, begin: Begin, family: str) -> None:
+        words = (f"model=tiny_{family}", "recipe=fft_vt_lora_llm", "batching.max_tokens=4096")
         whole = train(begin(*words, folder="undisturbed"))
         stopped = terminated_at(begin(*words), 4)
         assert_same_run(whole, stopped, train(begin(*words)))
