@@ -120,7 +120,7 @@ class TestRecordedFiguresKeepTheirBounds:
 
     def test_video(self) -> None:
         result = recorded("video")
-        outcomes = {name: set(case[name] for case in result["outcomes"].values()) for name in result["frames_16"]}
+        outcomes = {name: {case[name] for case in result["outcomes"].values()} for name in result["frames_16"]}
         assert outcomes["vlmft, pyav"] == {"right", "error"}  # errors where the file is damaged
         assert all("wrong" in said for name, said in outcomes.items() if "vlmft" not in name)
         assert not [name for name, said in outcomes.items() if "vlmft" in name and "wrong" in said]
