@@ -9,7 +9,6 @@ table of Python's own, of the file names that pathlib interns, which is enlarged
 import argparse
 import sys
 import time
-from itertools import islice
 from multiprocessing import active_children
 
 import psutil
@@ -43,7 +42,11 @@ def main() -> int:
     grown = [curve[-1] / curve[half] - 1 for curve in curves]
     show(
         f"resident memory of each loader process, MiB, over {batches} batches of {SAMPLES}",
-        ("process", *(f"after {every * (number + 1)}" for number in (0, half, len(curves[0]) - 1)), "grown in 2nd half"),
+        (
+            "process",
+            *(f"after {every * (number + 1)}" for number in (0, half, len(curves[0]) - 1)),
+            "grown in 2nd half",
+        ),
         [
             (str(number), *(f"{value / 2**20:.1f}" for value in (curve[0], curve[half], curve[-1])), f"{share:+.2%}")
             for number, (curve, share) in enumerate(zip(curves, grown, strict=True))

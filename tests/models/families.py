@@ -33,6 +33,8 @@ class Family:
     """Its norms and linear modules, as regular expressions over the names of modules."""
     tower_blocks: str = r"(^|\.)(?:blocks|layers?)\.(\d+)\."
     llm: tuple[str, ...] = ("model.language_model.", "lm_head.")
+    llm_linear: str = r"(^|\.)layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
+    """The LLM's linear modules, without its head."""
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
     experts: tuple[str, ...] = ()
@@ -46,6 +48,8 @@ class Family:
     """The recipes that `make test` takes it through; `make test-slow` takes it through all."""
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
+    prompt_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """What its own template is told, to write the prompt of an answer as it is trained."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -111,6 +115,18 @@ FAMILIES = [
         why_refused="`lora_llm_nf4`, `lora_llm_int8`, `lora_vt_llm_nf4`, `ln_vt_lora_llm_nf4`, `fft_vt_lora_llm_nf4`: "
         "bitsandbytes keeps linear layers in fewer bits, and experts are 3-D parameters; `dora_llm`: PEFT has no "
         "magnitudes for them",
+    ),
+    Family(
+        "qwen35",
+        "Qwen3_5ForConditionalGeneration",
+        _answers(QWEN_END),
+        **QWEN_TOWER,
+        tower_norms=r"blocks\.\d\.norm[12]$",
+        tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
+        llm_linear=r"layers\.\d+\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"
+        r"|mlp\.(gate|up|down)_proj)$",
+        prompt_options={"enable_thinking": False},
+        slice=("lora_vt_llm",),
     ),
     Family(
         "internvl3",
@@ -210,7 +226,7 @@ def asked(*parts: Part, answer: str = "red") -> Sample:
     return Sample("mine/1", (Message("user", parts), Message("assistant", (answer,))), "data.json:1")
 
 
-def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
+def official(processor: Any, sample: Sample, **prompt_options: Any) -> dict[str, torch.Tensor]:
     """What the family's own processor makes of a sample's prompt, by its own path: template, then text with media."""
     content = [
         {"type": "text", "text": part}
@@ -219,7 +235,7 @@ def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
         for part in sample.messages[0].parts
     ]
     text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **prompt_options
     )
     bos = processor.tokenizer.bos_token
     # As apply_chat_template does it: a template that writes the first token wants no second one.

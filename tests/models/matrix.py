@@ -5,8 +5,6 @@ from collections.abc import Iterable
 
 from tests.models.families import Family
 
-LLM_LINEAR = r"(^|\.)layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
-
 # Recipe -> what trains in (tower, LLM); the projector always trains in full.
 SHIPPED = {
     "fft": ("full", "full"),
@@ -49,7 +47,7 @@ def expected(family: Family, recipe: str, names: Iterable[str]) -> Trained:
         wrappers = [f"{module}{inner}" for module in family.experts for inner in ("", ".base_layer")]
         found |= {(wrapper, side) for wrapper in wrappers for side in _ADAPTERS["lora"]}
     own = [name for name in names if name.startswith(family.llm)]
-    return found | _part(own, llm, "", LLM_LINEAR, r"(^|\.)layers\.(\d+)\.")
+    return found | _part(own, llm, "", family.llm_linear, r"(^|\.)layers\.(\d+)\.")
 
 
 def _part(own: list[str], what: str | None, norms: str, linear: str, blocks: str) -> Trained:

@@ -58,6 +58,9 @@ def test_normalisation_layers_by_type_not_by_name() -> None:
     class FamilyRMSNorm(nn.Module):
         pass
 
+    class FamilyRMSNormGated(nn.Module):
+        pass
+
     class Child(nn.LayerNorm):
         pass
 
@@ -74,6 +77,7 @@ def test_normalisation_layers_by_type_not_by_name() -> None:
             "f": Child(2),
             "norm": nn.Linear(2, 2),
             "g": Normaliser(),
+            "h": FamilyRMSNormGated(),
         }
     )
-    assert [name for name, _ in normalisation_modules(model)] == ["a", "b", "c", "d", "e", "f"]
+    assert [name for name, _ in normalisation_modules(model)] == ["a", "b", "c", "d", "e", "f", "h"]

@@ -9,6 +9,7 @@ from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen3vl_moe import TinyQwen3VLMoe
 from vlmft.models.qwen25vl import Qwen25VL, TinyQwen25VL
+from vlmft.models.qwen35 import Qwen35, TinyQwen35
 from vlmft.models.smolvlm import SmolVLM, TinySmolVLM
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
@@ -31,8 +32,10 @@ __all__ = [
     "Qwen2VL",
     "Qwen3VL",
     "Qwen25VL",
+    "Qwen35",
     "TinyQwen2VL",
     "TinyQwen3VL",
     "TinyQwen3VLMoe",
     "TinyQwen25VL",
+    "TinyQwen35",
 ]

@@ -38,11 +38,11 @@ def normalisation_modules(model: "nn.Module") -> Iterable[tuple[str, "nn.Module"
     """Every normalisation layer with its name, found by type.
 
     torch's own classes by isinstance; a family's RMSNorm variants, which derive from nn.Module alone,
-    by their class name, which in transformers always ends in Norm.
+    by their class name, which in transformers always ends in Norm, or NormGated.
     """
     from torch import nn
 
     torch_norms = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
     for name, module in model.named_modules():
-        if isinstance(module, torch_norms) or type(module).__name__.endswith("Norm"):
+        if isinstance(module, torch_norms) or type(module).__name__.endswith(("Norm", "NormGated")):
             yield name, module

@@ -105,7 +105,7 @@ def _role(model: Any, name: str) -> str | None:
     path = name
     while path := path.rpartition(".")[0]:
         kind = type(model.get_submodule(path)).__name__.lower()
-        if "attention" in kind:
+        if "attention" in kind or "deltanet" in kind:  # linear attention bears the name of its rule
             return "attention"
         if any(word in kind for word in ("mlp", "feedforward", "ffn", "experts")):
             return "mlp"

@@ -27,8 +27,8 @@ def build(folder: Path) -> None:
     )
 
 
-def make_processor() -> Any:
-    """The processor, with a tokenizer trained on the spot."""
+def make_processor(tokenizer: Any = None, template: str | None = None) -> Any:
+    """The processor; with a tokenizer trained on the spot and ChatML where none are given."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     from vlmft.models.tiny.shared import CHATML_TEMPLATE, QWEN_SPECIAL_TOKENS, train_qwen_tokenizer
@@ -40,9 +40,9 @@ def make_processor() -> Any:
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         ),
-        tokenizer=train_qwen_tokenizer(QWEN_SPECIAL_TOKENS),
+        tokenizer=tokenizer or train_qwen_tokenizer(QWEN_SPECIAL_TOKENS),
         video_processor=Qwen3VLVideoProcessor(size={"shortest_edge": 2 * 32 * 32, "longest_edge": 2 * 32 * 32 * 64}),
-        chat_template=CHATML_TEMPLATE,
+        chat_template=template or CHATML_TEMPLATE,
     )
 
 

@@ -73,10 +73,11 @@ The quick brown fox jumps over the lazy dog; describe the image, the video and w
 """
 
 
-def train_qwen_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
+def train_qwen_tokenizer(special_tokens: Sequence[str], tokenizer_class: Any = None, **settings: Any) -> Any:
     """A byte-level BPE in Qwen2's tokenizer class; any text encodes and decodes without loss.
 
     Args:
+        tokenizer_class: another of the same making.
         settings: of the tokenizer class, such as `extra_special_tokens` with their names.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -97,7 +98,7 @@ def train_qwen_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     # Each word also by itself, as an answer begins: without a space before it.
     bpe.train_from_iterator([*_CORPUS.splitlines(keepends=True), *_CORPUS.split()] * 4, trainer)
     trained = json.loads(bpe.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(
+    tokenizer = (tokenizer_class or Qwen2Tokenizer)(
         vocab=trained["vocab"],
         merges=[tuple(pair) for pair in trained["merges"]],
         eos_token="<|im_end|>",
