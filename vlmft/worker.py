@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import signal
 import sys
 import traceback
@@ -18,7 +19,14 @@ from vlmft.training.stop import StopRequest
 def main() -> NoReturn:
     """Entry of a rank that the driver started."""
     bind_to_parent()
-    sys.exit(run_rank(RunFolder.open(sys.argv[1])))
+    code = run_rank(RunFolder.open(sys.argv[1]))
+    if code and world_size() > 1:
+        # Without the way out: a process group that is not left in order has threads, and they abort now and then when
+        # the other ranks are gone. Everything is written, and the driver ends what this process has started.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def run_rank(folder: RunFolder) -> int:

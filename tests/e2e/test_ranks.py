@@ -85,6 +85,7 @@ def joining(rank: int, port: str) -> dict[str, str]:
     return place | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
 
 
+@pytest.mark.slow
 def test_ranks_that_another_launcher_started_join(
     started: Started, work: Path, home: Path, alone: Callable[[str], Path]
 ) -> None:
@@ -111,6 +112,7 @@ def test_half_a_launcher_is_refused(typed: Typed) -> None:
     assert line.startswith("RANK is set in the environment but WORLD_SIZE is not; set both")
 
 
+@pytest.mark.slow
 def test_a_bad_sample_of_any_rank_is_left_out_and_listed(typed: Typed, tmp_path: Path) -> None:
     """In a new cache folder, as on a machine's first day: the ranks want the tiny checkpoint all at once."""
     root = tmp_path / "spoilt"

@@ -63,6 +63,7 @@ def test_out_of_memory_on_the_device(type_: Type, work: Path, injected: Injected
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_at_the_second_checkpoint(type_: Type, work: Path, injected: Injected) -> None:
     words = ("trainer.max_steps=9", "trainer.save_every=3", "trainer.keep=1")
     full = injected(

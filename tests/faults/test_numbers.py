@@ -73,6 +73,7 @@ def samples_of(work: Path, rank: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_on_one_of_two_ranks(type_: Type, work: Path, injected: Injected) -> None:
     code, err = type_(*WORDS, **injected(SPOILT + NAN), BAD_STEP="3").ended()
     assert code == 3, err

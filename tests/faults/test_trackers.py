@@ -52,6 +52,7 @@ def serves_wandb(driver: Driver) -> bool:
     return "wandb-core" in names
 
 
+@pytest.mark.slow
 def test_wandb_whose_server_is_not_there(type_: Type, work: Path) -> None:
     """It costs a warning; no file, no output holds its key, and no process is left."""
     with (work / "out").open("w") as out:

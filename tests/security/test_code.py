@@ -320,6 +320,7 @@ def test_what_runs_is_never_an_earlier_commit_of_the_same_name(tmp_path: Path, m
     assert marker.read_text() == "one two three "
 
 
+@pytest.mark.slow
 def test_a_copy_that_somebody_changed_is_not_run(canary: Canary) -> None:
     """transformers imports from copies in a folder of its own."""
     load_once = "import sys; from tests.security.test_code import load_canary; load_canary(*sys.argv[1:])"
