@@ -186,6 +186,18 @@ FAMILIES = [
         unreached=r"vision_tower\..*(encoder\.layers\.2|post_layernorm)\.",
         video=False,
     ),
+    Family(
+        "llava_next",
+        "LlavaNextForConditionalGeneration",
+        _answers("</s>"),
+        tower="model.vision_tower.",
+        projector=("model.multi_modal_projector.", "model.image_newline"),
+        tower_norms=NORMS + r"|pre_layrnorm$",
+        tower_linear=SIGLIP_LINEAR,
+        unreached=r"vision_tower\..*(encoder\.layers\.2|post_layernorm)\.",
+        video=False,
+        slice=("lora_vt_llm",),
+    ),
 ]
 
 REFUSED: dict[str, tuple[str, str]] = {}

@@ -4,6 +4,7 @@ from vlmft.models.gemma3 import Gemma3, TinyGemma3
 from vlmft.models.idefics3 import Idefics3, TinyIdefics3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
+from vlmft.models.llava_next import LlavaNext, TinyLlavaNext
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
@@ -16,6 +17,8 @@ from vlmft.models.spec import LearningRates, ModelSpec, Precision
 __all__ = [
     "LlavaOnevision",
     "TinyLlavaOnevision",
+    "LlavaNext",
+    "TinyLlavaNext",
     "SmolVLM",
     "TinySmolVLM",
     "Gemma3",

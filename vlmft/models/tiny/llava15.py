@@ -1,6 +1,7 @@
 """The tiny LLaVA-1.5: CLIP's tower of 3 blocks, of which the last is not used, and a Llama of 2, all of width 64."""
 
 from pathlib import Path
+from typing import Any
 
 # Renders the same strings as llava-hf's own template: pictures first, no token at a turn's end.
 TEMPLATE = """\
@@ -17,11 +18,25 @@ TEMPLATE = """\
 """
 
 
+def vision_config() -> Any:
+    """The tower's config: 16 patches of a picture of 56 x 56 pixels."""
+    from transformers import CLIPVisionConfig
+
+    return CLIPVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        initializer_factor=5.0,
+    )
+
+
 def build(folder: Path) -> None:
     """Write the checkpoint: config, random weights, tokenizer, processor, chat template, generation config."""
     from transformers import (
         CLIPImageProcessor,
-        CLIPVisionConfig,
         LlamaConfig,
         LlavaConfig,
         LlavaForConditionalGeneration,
@@ -40,15 +55,7 @@ def build(folder: Path) -> None:
         chat_template=TEMPLATE,
     )
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            image_size=56,
-            patch_size=14,
-            initializer_factor=5.0,
-        ),
+        vision_config=vision_config(),
         text_config=LlamaConfig(**llama_llm(tokenizer)),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         image_seq_length=16,
