@@ -190,7 +190,8 @@ class BareLoop:
 
     def _collated(self, samples: list[Any], parts: Any) -> tuple[int, list[Any]]:
         """A step's supervised tokens, and its micro-batches."""
-        cuts = parts.batching.micro_batches([sample.num_tokens for sample in samples])
+        lengths = [sample.num_tokens for sample in samples]
+        cuts = parts.batching.micro_batches(lengths, kinds=parts.collator.kinds(samples))
         batches = [parts.collator([samples[i] for i in cut]) for cut in cuts]
         return sum(sample.num_supervised for sample in samples), batches
 

@@ -58,6 +58,32 @@ def test_by_hand() -> None:
     assert Grouped(max_tokens=200).micro_batches(lengths, at_least=4) == [[1], [3], [0, 2], [4]]
 
 
+@given(kind=KINDS, lengths=LENGTHS, data=st.data())
+def test_kinds_are_kept_apart(kind: type[BatchingSpec], lengths: list[int], data: st.DataObject) -> None:
+    kinds = data.draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths)))
+    at_least = data.draw(st.integers(1, len(lengths)))
+    batches = kind(max_tokens=BUDGET).micro_batches(lengths, at_least, kinds)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len({kinds[index] for index in batch}) == 1 for batch in batches)
+    assert all(len(batch) * max(lengths[index] for index in batch) <= BUDGET for batch in batches)
+    assert len(batches) >= at_least
+
+
+@given(kind=KINDS, lengths=LENGTHS, data=st.data())
+def test_where_all_are_of_one_kind_the_cut_is_as_without(
+    kind: type[BatchingSpec], lengths: list[int], data: st.DataObject
+) -> None:
+    at_least = data.draw(st.integers(1, len(lengths)))
+    spec = kind(max_tokens=BUDGET)
+    assert spec.micro_batches(lengths, at_least, [3] * len(lengths)) == spec.micro_batches(lengths, at_least)
+
+
+def test_kinds_by_hand() -> None:
+    lengths, kinds = [30, 90, 30, 40, 20], [0, 0, 1, 1, 0]
+    assert Padded(max_tokens=BUDGET).micro_batches(lengths, kinds=kinds) == [[0], [1], [2, 3], [4]]
+    assert Grouped(max_tokens=BUDGET).micro_batches(lengths, kinds=kinds) == [[1], [3, 2], [0, 4]]
+
+
 def test_a_sample_longer_than_the_budget() -> None:
     message = "a sample of 101 tokens exceeds batching.max_tokens=100; raise it"
     for kind in (Grouped, Padded):

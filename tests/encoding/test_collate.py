@@ -39,6 +39,14 @@ def test_padded_on_the_left(collator: Collator) -> None:
     assert batch.labels.tolist() == [[IGNORED, IGNORED, IGNORED, 6], [IGNORED, IGNORED, 3, 4]]
 
 
+def test_samples_of_several_kinds_are_refused(collator: Collator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(collator.family), "batch_kind", lambda self, media: len(media))
+    samples = [text([1, 2], [0, 1]), Encoded("y", torch.tensor([1]), torch.tensor([True]), [{}, {}], 2)]
+    assert collator.kinds(samples) == [0, 2]
+    with pytest.raises(ValueError, match=r"^TinyQwen25VL takes no batch of the kinds \[0, 2\] together: "):
+        collator(samples)
+
+
 def test_a_supervised_padding_token_is_still_a_label(collator: Collator) -> None:
     # EOS and padding are one token in many checkpoints; the mask says what is supervised, not the id.
     batch = collator([text([1, PAD], [0, 1]), text([1, 2, 3], [0, 1, 1])])

@@ -110,6 +110,20 @@ class TestAnswers:
         assert one == two == all_at_once
         assert len(set(one)) > 1
 
+    def test_are_the_same_where_samples_cannot_share_a_batch(
+        self, evaluator: MakeEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        expected = texts(evaluator(batch_size=6).answer(model))
+        made = evaluator(batch_size=6)
+        monkeypatch.setattr(type(made.collator.family), "batch_kind", lambda self, media: len(media))
+        sizes = []
+        answer = made._generate_batch
+        monkeypatch.setattr(
+            made, "_generate_batch", lambda model, encoded: (sizes.append(len(encoded)), answer(model, encoded))[1]
+        )
+        assert texts(made.answer(model)) == expected
+        assert sum(sizes) == 6 and len(sizes) == 3
+
     def test_are_what_the_model_would_say_next(self, evaluator: MakeEvaluator, model: Any) -> None:
         made = evaluator()
         decode = made.collator.processor.tokenizer.decode

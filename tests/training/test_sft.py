@@ -74,6 +74,27 @@ class TestOneStep:
             assert other_loss == pytest.approx(loss, rel=1e-6), name
             assert same_gradients(gradients, other_gradients) < 1e-6, name
 
+    def test_samples_that_cannot_share_a_batch_are_cut_apart(
+        self, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = bench(*ALL, "global_batch_size=8", "trainer.max_steps=1")
+        made.model.eval()
+        step = made.step()
+        loss, gradients = made.gradients(step)
+        monkeypatch.setattr(type(made.trainer.parts.collator.family), "batch_kind", lambda self, media: len(media))
+        kinds = []
+        forward = made.trainer.parts.collator.__call__
+        monkeypatch.setattr(
+            type(made.trainer.parts.collator),
+            "__call__",
+            lambda self, samples: (kinds.append({len(sample.media) for sample in samples}), forward(samples))[1],
+        )
+        other_loss, other_gradients = made.gradients(step)
+        assert sorted(map(len, kinds)) == [1, 1, 1] and set.union(*kinds) == {0, 1, 2}
+        assert made.trainer.meters.read()["micro_batches"] == 3
+        assert other_loss == pytest.approx(loss, rel=1e-6)
+        assert same_gradients(gradients, other_gradients) < 1e-6
+
     def test_is_the_mean_over_the_steps_supervised_tokens(self, bench: MakeBench) -> None:
         made = bench(*ALL)
         step = made.step()
@@ -114,14 +135,14 @@ class TestOneStep:
 class Singles(type(compose().batching)):  # type: ignore[misc]
     """One sample a micro-batch, whatever the budget."""
 
-    def micro_batches(self, lengths: Any, at_least: int = 1) -> list[list[int]]:
+    def micro_batches(self, lengths: Any, at_least: int = 1, kinds: Any = None) -> list[list[int]]:
         return [[index] for index in range(len(lengths))]
 
 
 class Growing(type(compose().batching)):  # type: ignore[misc]
     """A small micro-batch before a large one, which is cut where more are asked for."""
 
-    def micro_batches(self, lengths: Any, at_least: int = 1) -> list[list[int]]:
+    def micro_batches(self, lengths: Any, at_least: int = 1, kinds: Any = None) -> list[list[int]]:
         return [[0, 1], [2, 3, 4, 5]] if at_least <= 2 else [[0, 1], [2, 3], [4], [5]]
 
 

@@ -22,11 +22,13 @@ class BatchingSpec(Spec, abstract=True):
         """The order in which samples are put into micro-batches."""
         raise NotImplementedError
 
-    def micro_batches(self, lengths: Sequence[int], at_least: int = 1) -> list[list[int]]:
+    def micro_batches(
+        self, lengths: Sequence[int], at_least: int = 1, kinds: Sequence[int] | None = None
+    ) -> list[list[int]]:
         """Cut samples of these token lengths into micro-batches of indices, each at most `max_tokens` when padded.
 
         `at_least` asks for a number of micro-batches: where ranks must run equally many forward passes, the ranks
-        with fewer split theirs further.
+        with fewer split theirs further. Samples of different `kinds` share no micro-batch; None: any may.
 
         Raises:
             DataError: a sample alone exceeds the budget, or there are fewer samples than `at_least`.
@@ -34,18 +36,20 @@ class BatchingSpec(Spec, abstract=True):
         if at_least > len(lengths):
             raise DataError(f"{len(lengths)} samples cannot be cut into {at_least} micro-batches")
         batches: list[list[int]] = []
-        longest = 0
+        filling: dict[int, tuple[list[int], int]] = {}  # of each kind: its latest micro-batch, and the longest there
         for index in self.order(lengths):
             if lengths[index] > self.max_tokens:
                 raise DataError(
                     f"a sample of {lengths[index]} tokens exceeds batching.max_tokens={self.max_tokens}; raise it"
                 )
+            kind = kinds[index] if kinds is not None else 0
+            batch, longest = filling.get(kind, ([], 0))
             longest = max(longest, lengths[index])
-            if batches and (len(batches[-1]) + 1) * longest <= self.max_tokens:
-                batches[-1].append(index)
-            else:
-                batches.append([index])
-                longest = lengths[index]
+            if not batch or (len(batch) + 1) * longest > self.max_tokens:
+                batch, longest = [], lengths[index]
+                batches.append(batch)
+            batch.append(index)
+            filling[kind] = batch, longest
         while len(batches) < at_least:
             largest = max(range(len(batches)), key=lambda i: len(batches[i]))
             half = math.ceil(len(batches[largest]) / 2)

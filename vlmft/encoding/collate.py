@@ -37,10 +37,24 @@ class Collator:
         self.processor = processor
         self.pad_token_id: int = processor.tokenizer.pad_token_id
 
+    def kinds(self, samples: Sequence[Encoded]) -> list[int]:
+        """The kind of each sample (`ModelSpec.batch_kind`); those of different kinds share no batch."""
+        return [self.family.batch_kind(sample.media) for sample in samples]
+
     def __call__(self, samples: Sequence[Encoded], padding_side: Literal["right", "left"] = "right") -> Batch:
-        """Join `samples`; their order is kept."""
+        """Join `samples`; their order is kept.
+
+        Raises:
+            ValueError: they are of several kinds.
+        """
         import torch
         from torch.nn.utils.rnn import pad_sequence
+
+        if len(kinds := set(self.kinds(samples))) > 1:
+            raise ValueError(
+                f"{type(self.family).__name__} takes no batch of the kinds {sorted(kinds)} together: a sample would be "
+                "seen otherwise than by itself; cut samples apart by `kinds`"
+            )
 
         def padded(rows: "list[Tensor]", value: int) -> "Tensor":
             return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)

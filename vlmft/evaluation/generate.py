@@ -90,8 +90,17 @@ class Evaluator:
             answers = {index: answer for share in shares for index, answer in share.items()}
         return [answers[index] for index in range(len(self.samples))]
 
-    @torch.no_grad()
     def _generate(self, model: Any, encoded: list[Encoded]) -> list[str]:
+        """The answers, in order; samples that cannot share a batch are answered one kind after another."""
+        kinds = self.collator.kinds(encoded)
+        texts: dict[int, str] = {}
+        for kind in dict.fromkeys(kinds):
+            places = [place for place, own in enumerate(kinds) if own == kind]
+            texts |= zip(places, self._generate_batch(model, [encoded[place] for place in places]), strict=True)
+        return [texts[place] for place in range(len(encoded))]
+
+    @torch.no_grad()
+    def _generate_batch(self, model: Any, encoded: list[Encoded]) -> list[str]:
         device = next(model.parameters()).device
         inputs = self.collator(encoded, padding_side="left").to(device).inputs
         inputs = self.collator.family.model_inputs(self.collator.processor, inputs)

@@ -249,6 +249,13 @@ class ModelSpec(Spec, abstract=True):
         """The pictures that the tower gets of a medium, [N, H, W, 3]: one, its tiles, or a video's frames in order."""
         raise NotImplementedError
 
+    def batch_kind(self, media: Sequence[Media]) -> int:
+        """What samples must have in common to share a batch, where a batch could change what is computed of one.
+
+        Most families compute each sample by itself, whatever stands beside it: there is one kind.
+        """
+        return 0
+
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """Join a batch's media, in reading order, into what `model_inputs` takes. `input_ids` is [B, S], padded."""
         raise NotImplementedError

@@ -127,7 +127,7 @@ class SftTrainer(Trainer):
         """
         while True:
             at_least = min(totals.most_micro_batches * 2**self.oom_retries, len(lengths))
-            cuts = self.parts.batching.micro_batches(lengths, at_least=at_least)
+            cuts = self.parts.batching.micro_batches(lengths, at_least, self.parts.collator.kinds(step.samples))
             try:
                 return self._forward_backward(model, step, cuts, totals)
             except torch.OutOfMemoryError as error:
@@ -202,7 +202,7 @@ class SftTrainer(Trainer):
             tokens=tokens,
             vision_tokens=vision_tokens,
             samples=samples,
-            most_micro_batches=self._most_micro_batches(lengths),
+            most_micro_batches=self._most_micro_batches(lengths, self.parts.collator.kinds(step.samples)),
         )
 
     def is_asked_to_stop(self) -> bool:
@@ -223,9 +223,9 @@ class SftTrainer(Trainer):
             count = f"{len(self.bad_samples)} bad samples, max_bad_samples={self.parts.max_bad_samples}"
             raise DataError(*self.bad_samples.values(), count)
 
-    def _most_micro_batches(self, lengths: list[int]) -> int:
+    def _most_micro_batches(self, lengths: list[int], kinds: list[int]) -> int:
         """The largest number of micro-batches on any rank: sharded weights need equally many passes everywhere."""
-        mine = len(self.parts.batching.micro_batches(lengths))
+        mine = len(self.parts.batching.micro_batches(lengths, kinds=kinds))
         if self.accelerator.num_processes == 1:
             return mine
         counts = self.accelerator.gather(torch.tensor([mine], device=self.args.device))
