@@ -95,6 +95,22 @@ class TestOneStep:
         assert other_loss == pytest.approx(loss, rel=1e-6)
         assert same_gradients(gradients, other_gradients) < 1e-6
 
+    @pytest.mark.parametrize("recipe", ["projector", "ln_vt"])
+    def test_text_alone_under_a_frozen_llm_adds_to_the_loss_and_nothing_to_the_gradient(
+        self, bench: MakeBench, recipe: str
+    ) -> None:
+        made = bench(f"recipe={recipe}", *ALL)
+        step = made.step()
+        assert sum(not sample.media for sample in step.samples) == 1
+        loss, gradients = made.gradients(step)
+        made.trainer.parts.batching = Singles(max_tokens=8192)
+        other_loss, other_gradients = made.gradients(step)
+        assert other_loss == pytest.approx(loss, rel=1e-6)
+        assert same_gradients(gradients, other_gradients) < 1e-6
+        text = EncodedGroup([sample for sample in step.samples if not sample.media])
+        alone, nothing = made.gradients(text)
+        assert alone > 1 and not any(gradient.any() for gradient in nothing.values())
+
     def test_is_the_mean_over_the_steps_supervised_tokens(self, bench: MakeBench) -> None:
         made = bench(*ALL)
         step = made.step()

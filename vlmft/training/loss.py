@@ -6,6 +6,7 @@ from vlmft.encoding.collate import IGNORED
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from torch.utils.hooks import RemovableHandle
 
 
 def supervised_loss(model: Any, inputs: dict[str, "Tensor"], labels: "Tensor") -> "Tensor":
@@ -26,3 +27,23 @@ def supervised_loss(model: Any, inputs: dict[str, "Tensor"], labels: "Tensor") -
     return F.cross_entropy(
         logits.float().flatten(0, 1), targets[:, keep].flatten(), ignore_index=IGNORED, reduction="sum"
     )
+
+
+def keep_a_gradient(model: Any) -> "RemovableHandle":
+    """Let the logits of every forward pass of `model`, not yet wrapped, depend on a trained weight.
+
+    Those of a micro-batch of text alone depend on none where the LLM is frozen: there would be nothing to go backward
+    through, and other ranks would wait for this one's gradients for ever. They get a zero from the smallest weight.
+    It must be added inside of the forward pass: DDP finds there which weights will have a gradient.
+    """
+    import torch
+
+    trained = min((p for p in model.parameters() if p.requires_grad), key=lambda p: p.numel())
+
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        if torch.is_grad_enabled() and not output.logits.requires_grad:
+            output.logits = output.logits + 0 * trained.sum()
+        return output
+
+    handle: RemovableHandle = model.register_forward_hook(hook)
+    return handle

@@ -20,7 +20,7 @@ from vlmft.encoding.batching import BatchingSpec
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError
-from vlmft.training.loss import supervised_loss
+from vlmft.training.loss import keep_a_gradient, supervised_loss
 from vlmft.training.meters import Meters, StepTotals
 from vlmft.training.optim import OptimSpec
 from vlmft.training.ranks import world_size
@@ -65,6 +65,7 @@ class SftTrainer(Trainer):
         super().__init__(model=model, args=args, callbacks=callbacks)
         self.remove_callback(PrinterCallback)
         self.parts = parts
+        keep_a_gradient(model)
         self.meters = Meters()
         self.last_figures: dict[str, float] = {}
         self.step_ids: list[str] = []
