@@ -3,7 +3,7 @@ from torch import nn
 
 from tests.recipes.expected import LLM, LLM_NORMS, PROJECTOR, TOWER, TOWER_NORMS
 from tests.support import CPU, tiny
-from vlmft.models.components import component_of, normalisation_modules, parameters_by_component
+from vlmft.models.components import blocks_of, component_of, normalisation_modules, parameters_by_component
 
 PATHS = {"tower": ("model.visual",), "projector": ("model.visual.merger",), "llm": ("model.llm", "lm_head")}
 
@@ -47,6 +47,13 @@ def test_a_parameter_that_the_family_does_not_know() -> None:
     model.model.add_module("audio", nn.Linear(2, 2))
     with pytest.raises(KeyError, match=r"model\.audio\.weight belongs to no component"):
         parameters_by_component(model, tiny().component_paths)
+
+
+def test_blocks_lie_in_one_list_or_in_several_one_behind_the_other() -> None:
+    model = nn.ModuleDict({"late": nn.ModuleList([nn.Linear(1, 1)] * 2), "early": nn.ModuleList([nn.Linear(1, 1)])})
+    assert blocks_of(model, None) == ()
+    assert blocks_of(model, "late") == ("late.0", "late.1")
+    assert blocks_of(model, ("early", "late")) == ("early.0", "late.0", "late.1")
 
 
 def test_the_normalisation_layers_of_the_tiny_model() -> None:

@@ -21,7 +21,7 @@ from tests.models.families import (
 )
 from tests.support import CPU
 from vlmft.encoding.encoder import Encoded
-from vlmft.models.components import parameters_by_component
+from vlmft.models.components import blocks_of, parameters_by_component
 from vlmft.types import Image, Message, Sample
 
 SIZES = [(56, 56), (30, 44), (57, 111), (300, 280), (20, 260), (400, 90)]
@@ -122,10 +122,10 @@ def test_every_parameter_is_in_exactly_one_component(family: Family) -> None:
     found = parameters_by_component(model, family.spec.component_paths)
     assert all(found.values()), {name: len(group) for name, group in found.items()}
     assert sum(len(group) for group in found.values()) == len(dict(model.named_parameters()))
-    for component, path in family.spec.block_paths.items():
-        blocks = model.get_submodule(path)
+    for component, paths in family.spec.block_paths.items():
+        blocks = blocks_of(model, paths)
         assert len(blocks) >= 2
-        names = [name for name, _ in blocks.named_parameters(prefix=path)]
+        names = [name for block in blocks for name, _ in model.get_submodule(block).named_parameters(prefix=block)]
         assert set(names) <= set(found[component])
 
 

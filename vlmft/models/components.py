@@ -34,6 +34,12 @@ def parameters_by_component(
     return found
 
 
+def blocks_of(model: "nn.Module", paths: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The names of a component's transformer blocks, in the order of the forward; `paths` as in `block_paths`."""
+    paths = (paths,) if isinstance(paths, str) else paths or ()
+    return tuple(f"{path}.{number}" for path in paths for number in range(len(model.get_submodule(path))))  # type: ignore[arg-type]
+
+
 def normalisation_modules(model: "nn.Module") -> Iterable[tuple[str, "nn.Module"]]:
     """Every normalisation layer with its name, found by type.
 

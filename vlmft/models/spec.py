@@ -83,8 +83,8 @@ class ModelSpec(Spec, abstract=True):
     component_paths: ClassVar[Mapping[str, tuple[str, ...]]]
     """Module paths of each component; a parameter belongs to the component with the longest matching path."""
 
-    block_paths: ClassVar[Mapping[str, str]]
-    """Where each component keeps its list of transformer blocks."""
+    block_paths: ClassVar[Mapping[str, str | tuple[str, ...]]]
+    """Where each component keeps its transformer blocks: in one list, or in several, in the order of the forward."""
 
     bare_parameters: ClassVar[frozenset[str]] = frozenset()
     """Parameters that hang on a module which holds components, not on one of their own."""

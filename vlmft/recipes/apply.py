@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
-from vlmft.models.components import component_of, normalisation_modules, parameters_by_component
+from vlmft.models.components import blocks_of, component_of, normalisation_modules, parameters_by_component
 from vlmft.models.spec import ModelSpec
 from vlmft.recipes.policies import Component, Lora, Selection
 from vlmft.recipes.recipe import Recipe
@@ -89,7 +89,7 @@ def components_of(model: Any, family: ModelSpec) -> dict[str, Component]:
             parameters=parameters[name],
             modules=modules[name],
             norms=tuple(norm for norm in norms if component_of(norm, paths) == name),
-            blocks=_blocks(model, family.block_paths.get(name)),
+            blocks=blocks_of(model, family.block_paths.get(name)),
             head=head_name if head_name in modules[name] else None,
             embedding=embedding_name if embedding_name in modules[name] else None,
             tied=tied,
@@ -115,10 +115,6 @@ def _role(model: Any, name: str) -> str | None:
 def _is_experts(model: Any, name: str, parameter: "nn.Parameter") -> bool:
     """By the class of the module it hangs on, which in transformers always ends in Experts."""
     return parameter.ndim == 3 and type(model.get_submodule(name.rpartition(".")[0])).__name__.endswith("Experts")
-
-
-def _blocks(model: Any, path: str | None) -> tuple[str, ...]:
-    return () if path is None else tuple(f"{path}.{i}" for i in range(len(model.get_submodule(path))))
 
 
 def _wrap(model: Any, recipe: Recipe, selections: dict[str, Selection], full: frozenset[str]) -> Any:

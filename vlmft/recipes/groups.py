@@ -5,7 +5,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
-from vlmft.models.components import component_of, normalisation_modules
+from vlmft.models.components import blocks_of, component_of, normalisation_modules
 from vlmft.models.spec import ModelSpec
 from vlmft.recipes.apply import plain_name
 from vlmft.recipes.policies import Trains
@@ -87,13 +87,13 @@ def _depth(model: Any, family: ModelSpec, component: str, name: str) -> int:
     What is in no block of a component that has some lies before them (an embedding) or behind them (a last norm): the
     order of the component's weights tells.
     """
-    path = family.block_paths.get(component)
-    if path is None:
-        return 0
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    count = len(base.get_submodule(path))
-    if name.startswith(path + "."):
-        return count - 1 - int(name.removeprefix(path + ".").partition(".")[0])
+    blocks = blocks_of(base, family.block_paths.get(component))
+    if not blocks:
+        return 0
+    for behind, block in enumerate(reversed(blocks)):
+        if name.startswith(block + "."):
+            return behind
     names = [plain_name(other) for other, _ in base.named_parameters()]
-    first_block = next(number for number, other in enumerate(names) if other.startswith(path + "."))
-    return count if name in names[:first_block] else 0
+    first_block = next(number for number, other in enumerate(names) if other.startswith(blocks[0] + "."))
+    return len(blocks) if name in names[:first_block] else 0
