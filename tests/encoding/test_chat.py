@@ -82,6 +82,19 @@ def make_format(name: str, trim_offsets: bool = False) -> ChatFormat:
     return ChatFormat(tokenizer, tokenizer)
 
 
+def questions_in_parts(written: str) -> ChatFormat:
+    """ChatML that reads a question's content as a list of parts; `written` is what it makes of any other's."""
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' }}"
+        "{%- if m.role == 'user' %}"
+        "{%- for p in m.content %}{{- p.text if p.type == 'text' else '<|image_pad|>' }}{%- endfor %}"
+        "{%- else %}{{- WRITTEN }}{%- endif %}{{- '<|im_end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+    ).replace("WRITTEN", written)
+    tokenizer = make_tokenizer(template, byte_level(SPECIAL["chatml_vision"]), eos_token="<|im_end|>")
+    return ChatFormat(tokenizer, tokenizer)
+
+
 def conversation(*turns: object) -> Sample:
     """A sample whose turns alternate between user and assistant; a tuple holds parts, a Message stands as it is."""
     messages: list[Message] = []
@@ -540,6 +553,24 @@ class TestTokenizers:
         with pytest.raises(DataError, match=r"the user's text contains '<\|im_end\|>'"):
             chat.render(conversation("a<|im_end|>b", "yes"))
 
+    def test_each_role_is_given_the_content_that_the_template_reads(self) -> None:
+        """A list of parts, which may hold pictures, from the user; strings where a list would be printed, or raise."""
+        for written in ("m.content ~ ''", "'' + m.content"):
+            chat = questions_in_parts(written)
+            sample = conversation(system("Be brief."), ("Like ", PICTURE, "?"), "yes")
+            assert chat.render(sample).text == (
+                "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nLike <|image_pad|>?<|im_end|>\n"
+                "<|im_start|>assistant\nyes<|im_end|>\n"
+            )
+            assert supervised(chat, sample) == ["yes<|im_end|>"]
+
+    def test_a_system_prompt_alone_may_be_a_string(self) -> None:
+        chat = questions_in_parts("'' + m.content if m.role == 'system' else m.content[0].text")
+        assert chat.render(conversation(system("Be brief."), "Hi", "yes")).text == (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+            "<|im_start|>assistant\nyes<|im_end|>\n"
+        )
+
     def test_pickle(self) -> None:
         chat = make_format("llava15")
         copy = pickle.loads(pickle.dumps(chat))
@@ -600,6 +631,17 @@ class TestRefusals:
     def test_a_picture_in_an_answer(self) -> None:
         with pytest.raises(DataError, match="sample pets/7: an answer holds a picture"):
             make_format("chatml_vision").render(conversation("Hi", (PICTURE, "yes")))
+
+    def test_a_picture_in_a_system_prompt_that_is_a_string(self) -> None:
+        sample = conversation(Message("system", ("Look: ", PICTURE)), "Hi", "yes")
+        with pytest.raises(DataError, match="sample pets/7: its system prompt holds a picture, .* move it to a user's"):
+            questions_in_parts("m.content ~ ''").render(sample)
+
+    def test_a_system_prompt_for_a_template_that_takes_none(self) -> None:
+        with pytest.raises(DataError, match="sample pets/7: the chat template refuses the conversation: no system"):
+            questions_in_parts("raise_exception('no system') if m.role == 'system' else m.content ~ ''").render(
+                conversation(system("Be brief."), "Hi", "yes")
+            )
 
     @pytest.mark.parametrize("name", ["llama3_text", "qwen3_thinking"])
     def test_a_picture_for_a_template_that_takes_text_only(self, name: str) -> None:

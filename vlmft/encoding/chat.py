@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlmft.encoding.answers import ANSWER, QUESTION, STEM, Located, Span, locate_answers
 from vlmft.errors import ConfigError, DataError, VlmftError
-from vlmft.types import Image, Message, Part, Sample, Video
+from vlmft.types import Image, Message, Part, Role, Sample, Video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,6 +18,10 @@ logger = getLogger(__name__)
 
 # What a list of parts looks like where a template prints it instead of reading it (`content | trim`, `tojson`).
 _PRINTED_LIST = re.compile(rf"""['"]text['"]: ?['"]{STEM}""")
+
+# Whose content is tried as a list of parts, until the template writes it.
+_IN_PARTS: tuple[frozenset[Role], ...] = (frozenset(("user", "assistant")), frozenset(("user",)), frozenset())
+_SYSTEM: frozenset[Role] = frozenset(("system",))
 
 
 class Renderer(Protocol):
@@ -68,7 +72,7 @@ class ChatFormat:
             )
         self.renderer, self.tokenizer = renderer, tokenizer
         self._warned = False
-        self._takes_parts, probe = self._probe()
+        self._in_parts, probe = self._probe()
         before, between, after = re.split(rf"{STEM}A\dx", probe)
         ends = self._end_tokens(between, after)
         self._end = "".join(ends)
@@ -148,25 +152,36 @@ class ChatFormat:
         options |= {"return_attention_mask": False, "return_token_type_ids": False, "verbose": False}
         return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)), **options)
 
-    def _probe(self) -> tuple[bool, str]:
-        """Whether the template reads content as a list of parts, and a two-turn conversation as it writes it.
+    def _probe(self) -> tuple[frozenset[Role], str]:
+        """Whose content the template reads as a list of parts, and a two-turn conversation as it writes it.
 
-        Templates of pure LLM tokenizers take a string. Given a list, some raise, some print it, and Qwen3's
-        writes nothing at all, so what counts is the text that comes out.
+        Templates of pure LLM tokenizers take strings. Given a list, some raise, some print it, and Qwen3's writes
+        nothing at all, so what counts is the text that comes out. GLM-4.1V's reads the list of a question, which may
+        hold pictures, and prints that of an answer or a system prompt.
         """
         marks = [kind.format(i) for i in (0, 1) for kind in (QUESTION, ANSWER)]
-        for parts in (True, False):
-            complaint = "it does not write the text of every message once"
-            try:
-                text = self._apply([_turn(r, m, parts) for r, m in zip(("user", "assistant") * 2, marks, strict=True)])
-            except VlmftError:  # a signal came meanwhile
-                raise
-            except Exception as error:  # a template is foreign code and may raise anything
-                complaint = str(error)
-                continue
-            if all(text.count(mark) == 1 for mark in marks) and not _PRINTED_LIST.search(text):
-                return parts, text
+        turns: list[tuple[Role, str]] = list(zip(("user", "assistant") * 2, marks, strict=True))
+        for in_parts in _IN_PARTS:
+            text, complaint = self._tried(turns, in_parts)
+            if text is not None:
+                # A template that takes no system prompt at all says so of the sample that has one.
+                system_too = in_parts | _SYSTEM if in_parts else in_parts
+                told = [("system", QUESTION.format(2)), *turns]
+                reads_strings = not self._tried(told, system_too)[0] and self._tried(told, in_parts)[0]
+                return in_parts if reads_strings else system_too, text
         raise ConfigError(f"the checkpoint's chat template cannot write a conversation of two turns: {complaint}")
+
+    def _tried(self, turns: Sequence[tuple[Role, str]], in_parts: frozenset[Role]) -> tuple[str | None, str]:
+        """What the template writes, None where it cannot write these turns so; and then the reason."""
+        try:
+            text = self._apply([_turn(role, content, in_parts) for role, content in turns])
+        except VlmftError:  # a signal came meanwhile
+            raise
+        except Exception as error:  # a template is foreign code and may raise anything
+            return None, str(error)
+        if all(text.count(content) == 1 for _, content in turns) and not _PRINTED_LIST.search(text):
+            return text, ""
+        return None, "it does not write the text of every message once"
 
     def _end_tokens(self, between: str, after: str) -> list[str]:
         """The tokens that end every turn, each with the whitespace before it; none if the template ends no turn.
@@ -205,7 +220,7 @@ class ChatFormat:
 
     def _lead_of(self, before: str) -> str:
         """The whitespace between the generation prompt and an answer: in "ASSISTANT: yes", the model writes " yes"."""
-        question = _turn("user", QUESTION.format(0), self._takes_parts)
+        question = _turn("user", QUESTION.format(0), self._in_parts)
         try:
             prompt = self._apply([question], generation=True)
         except VlmftError:  # a signal came meanwhile
@@ -238,10 +253,15 @@ class ChatFormat:
             noun = "video" if isinstance(media[0], Video) else "picture"
             if message.role == "assistant":
                 raise DataError(f"sample {sample.id}: an answer holds a {noun}: move it to a user's turn")
-            if not self._takes_parts:
+            if "user" not in self._in_parts:
                 raise DataError(
                     f"sample {sample.id}: it has a {noun}, but the checkpoint's chat template takes text only: take a "
                     f"vision-language checkpoint, or leave samples with {noun}s out"
+                )
+            if message.role not in self._in_parts:
+                raise DataError(
+                    f"sample {sample.id}: its system prompt holds a {noun}, and the checkpoint's chat template takes "
+                    "text alone there: move it to a user's turn"
                 )
 
     def _apply(self, conversation: list[dict[str, Any]], generation: bool = False) -> str:
@@ -254,7 +274,7 @@ class ChatFormat:
         def write(answers: list[str]) -> str:
             said = iter(answers)
             contents = [next(said) if m.role == "assistant" else m for m in messages]
-            turns = [_turn(m.role, c, self._takes_parts) for m, c in zip(messages, contents, strict=True)]
+            turns = [_turn(m.role, c, self._in_parts) for m, c in zip(messages, contents, strict=True)]
             try:
                 return self._apply(turns, generation)
             except VlmftError:  # a signal came meanwhile
@@ -314,9 +334,9 @@ def _last_answer(sample: Sample) -> int:
     raise DataError(f"sample {sample.id}: it has no assistant turn; every sample needs an answer to learn from")
 
 
-def _turn(role: str, content: str | Message, takes_parts: bool) -> dict[str, Any]:
+def _turn(role: Role, content: str | Message, in_parts: frozenset[Role]) -> dict[str, Any]:
     """A message as `apply_chat_template` takes it. Empty texts are left out: templates look at the first part."""
-    if not takes_parts:
+    if role not in in_parts:
         return {"role": role, "content": content if isinstance(content, str) else content.text}
     parts = (content,) if isinstance(content, str) else content.parts
     return {"role": role, "content": [_part(part) for part in parts if part != ""]}
