@@ -33,7 +33,7 @@ class Family:
     """Its norms and linear modules, as regular expressions over the names of modules."""
     tower_blocks: str = r"(^|\.)(?:blocks|layers?)\.(\d+)\."
     llm: tuple[str, ...] = ("model.language_model.", "lm_head.")
-    llm_linear: str = r"(^|\.)layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
+    llm_linear: str = r"(^|\.)layers\.\d+\.((?:self|cross)_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
     """The LLM's linear modules, without its head."""
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
@@ -195,6 +195,18 @@ FAMILIES = [
         tower_norms=NORMS + r"|pre_layrnorm$",
         tower_linear=SIGLIP_LINEAR,
         unreached=r"vision_tower\..*(encoder\.layers\.2|post_layernorm)\.",
+        video=False,
+        slice=("lora_vt_llm",),
+    ),
+    Family(
+        "mllama",
+        "MllamaForConditionalGeneration",
+        _answers("<|eot_id|>"),
+        tower="model.vision_model.",
+        projector=("model.multi_modal_projector.",),
+        tower_norms=r"layernorm(_pre|_post)?$",
+        tower_linear=r"self_attn\.[qkvo]_proj$|mlp\.fc[12]$",
+        tower_blocks=r"(global_transformer\.layers)\.(\d+)\.",
         video=False,
         slice=("lora_vt_llm",),
     ),

@@ -6,6 +6,7 @@ from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.llava_next import LlavaNext, TinyLlavaNext
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
+from vlmft.models.mllama import Mllama, TinyMllama
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen3vl_moe import TinyQwen3VLMoe
@@ -27,6 +28,8 @@ __all__ = [
     "TinyIdefics3",
     "InternVL3",
     "Llava15",
+    "Mllama",
+    "TinyMllama",
     "TinyInternVL3",
     "TinyLlava15",
     "LearningRates",
