@@ -1,5 +1,6 @@
 """Several ranks train what one rank trains, with any mix of pictures and text, whoever starts them."""
 
+import json
 import socket
 import subprocess
 from collections.abc import Callable
@@ -73,6 +74,19 @@ def test_two_ranks_train_what_one_does(typed: Typed, home: Path, alone: Callable
     assert "2 samples a step = 2 ranks x 1; 6 steps x 2 = 12 samples" in ended.out
     assert_same_training(alone(recipe), ended.run)
     assert [line["step"] for line in ended.lines] == list(range(1, 7))  # rank 0 alone writes
+
+
+@pytest.mark.slow
+def test_one_rank_trains_on_text_alone(typed: Typed, home: Path) -> None:
+    """Its tower and projector get no gradient, in no step; they stay as they are."""
+    rows = [row for row in json.loads((home / "data/dataset.json").read_text()) if "image" not in row]
+    (home / "data/text.json").write_text(json.dumps(rows))
+    entry(home, "text", data_path="data/text.json")
+    words = [word for word in SAME if not word.startswith(("dataset", "trainer.max_steps"))]
+    ended = typed("dataset=text", *words, "trainer.max_steps=3", "recipe=fft", "strategy.ranks=1", VLMFT_PATH=str(home))
+    assert ended.code == 0, ended.err
+    first, *_, last = losses(ended.run)
+    assert last < first
 
 
 def free_port() -> str:

@@ -33,6 +33,7 @@ def test_choices_reach_transformers(tmp_path: Path) -> None:
     assert (args.lr_scheduler_type, args.lr_scheduler_kwargs) == ("cosine_with_min_lr", {"min_lr_rate": 0.1})
     assert (args.bf16, args.fp16, args.seed, args.logging_steps, args.max_steps) == (True, False, 7, 5, 200)
     assert (args.gradient_accumulation_steps, args.save_strategy, args.report_to) == (1, "no", [])
+    assert args.ddp_find_unused_parameters is True  # on one rank too: a step of text alone would end the run
 
 
 @pytest.mark.parametrize(

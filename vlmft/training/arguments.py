@@ -68,8 +68,9 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,
-        # A rank whose samples hold no picture does not touch the tower; without this DDP would wait for it.
-        ddp_find_unused_parameters=world_size() > 1,
+        # A rank whose samples hold no picture does not touch the tower; without this DDP would wait for it. A single
+        # rank is wrapped by DDP as well, which then ends the run at the next step.
+        ddp_find_unused_parameters=True,
     )
 
 
