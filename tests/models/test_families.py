@@ -129,6 +129,15 @@ def test_every_parameter_is_in_exactly_one_component(family: Family) -> None:
         assert set(names) <= set(found[component])
 
 
+@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.spec.masks], ids=lambda family: family.name)
+def test_an_attention_that_passes_over_the_masks_is_refused(family: Family, attention: str) -> None:
+    values = family.spec.model_dump() | {"attention": attention}
+    with pytest.raises(ValueError, match=rf"{attention} reads no masks, which here say {family.spec.masks}; use sdpa"):
+        type(family.spec)(**values)
+    assert type(family.spec)(**(values | {"attention": "eager"})).attention == "eager"
+
+
 @each
 def test_transformers_reads_the_tiny_checkpoint(family: Family) -> None:
     model, found = AutoModelForImageTextToText.from_pretrained(family.spec.folder(), output_loading_info=True)

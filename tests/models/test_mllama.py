@@ -1,7 +1,6 @@
 """What only Llama 3.2 Vision has: pictures beside the text, and a batch that changes what is computed of a sample."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,9 +9,7 @@ from torch.nn import functional
 from tests.models.families import FAMILIES, asked, collator_of, encoder_of, picture, processor_of
 from tests.support import CPU, compose, literally
 from vlmft.config.media import PixelBudget
-from vlmft.config.spec import validate
 from vlmft.errors import ConfigError, DataError
-from vlmft.models import ModelSpec
 from vlmft.recipes.groups import learning_rates
 from vlmft.types import Message, Sample
 
@@ -83,14 +80,6 @@ def test_the_number_of_tiles_is_no_choice() -> None:
     message = "model.image: max_pixels=6272: this checkpoint sees every picture at 56 x 56 pixels; leave it null"
     with pytest.raises(ConfigError, match=f"^{literally(message)}$"):
         spec.load_processor()
-
-
-@pytest.mark.parametrize("attention", ["flash_attention_2", "flash_attention_3"])
-def test_an_attention_without_masks_is_refused(attention: str) -> None:
-    values: dict[str, Any] = FAMILY.spec.model_dump() | {"_target_": "vlmft.models.TinyMllama", "attention": attention}
-    with pytest.raises(ConfigError, match=rf"attention: .*{attention} takes no mask of .*; use sdpa or eager"):
-        validate(ModelSpec, values)
-    assert validate(ModelSpec, values | {"attention": "eager"}).attention == "eager"
 
 
 def test_a_system_turn_is_written_as_text_and_refused_beside_a_picture(tmp_path: Path) -> None:

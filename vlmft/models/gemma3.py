@@ -19,6 +19,7 @@ class Gemma3(FixedSize):
     """A checkpoint of transformers' `Gemma3ForConditionalGeneration`; pan and scan stays off, as its own default."""
 
     coordinate_style: ClassVar = "thousand"
+    masks: ClassVar = "that a picture's tokens see each other"
 
     def placeholders(self, processor: Any) -> dict[MediaKind, str]:
         """See `ModelSpec`; no videos. The template writes the mark that begins a picture."""

@@ -7,8 +7,6 @@ B = samples, M = pictures of each, S = tokens, T = tiles that a picture may have
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import field_validator
-
 from vlmft.config.media import PixelBudget
 from vlmft.models.pictures import Pictures
 from vlmft.models.pixels import image_pixels, normalised, refuse_budget
@@ -31,16 +29,7 @@ class Mllama(Pictures):
         "llm": "model.language_model.layers",
     }
     coordinate_style: ClassVar = "unit"
-
-    @field_validator("attention")
-    @classmethod
-    def _only_with_masks(cls, attention: str) -> str:
-        if attention not in ("sdpa", "eager"):
-            raise ValueError(
-                f"{attention} takes no mask of which token sees which tile, and transformers has this class without "
-                "it; use sdpa or eager"
-            )
-        return attention
+    masks: ClassVar = "which token sees which tile"
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; no budget is taken."""

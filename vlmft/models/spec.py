@@ -92,6 +92,9 @@ class ModelSpec(Spec, abstract=True):
     coordinate_style: ClassVar[CoordinateStyle]
     """How the family was taught to write boxes and points."""
 
+    masks: ClassVar[str | None] = None
+    """What the family's attention masks say beyond causality and padding, which flash attention passes over."""
+
     @field_validator("trust_remote_code")
     @classmethod
     def _only_code_that_cannot_change(cls, trusted: bool, info: ValidationInfo) -> bool:
@@ -105,6 +108,13 @@ class ModelSpec(Spec, abstract=True):
                 "the commit's page on the hub, gives it"
             )
         return trusted
+
+    @field_validator("attention")
+    @classmethod
+    def _only_one_that_reads_the_masks(cls, attention: str) -> str:
+        if cls.masks is not None and attention.startswith("flash"):
+            raise ValueError(f"{attention} reads no masks, which here say {cls.masks}; use sdpa or eager")
+        return attention
 
     def folder(self) -> Path:
         """The checkpoint's folder on this machine; a hub id is fetched (or found in the hub's cache).
