@@ -60,6 +60,13 @@ QWEN_END, SIGLIP_LINEAR = "<|im_end|>", r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[1
 QWEN_TOWER = {"tower": "model.visual.", "projector": ("model.visual.merger.",)}
 TOWER = {"tower": "model.vision_tower.", "projector": ("model.multi_modal_projector.",)}
 IDEFICS_TOWER = {"tower": "model.vision_model.", "projector": ("model.connector.",)}
+PIXTRAL_TOWER = {
+    **TOWER,
+    "tower_norms": r"(attention|ffn)_norm$|ln_pre$",
+    "tower_linear": r"attention\.[qkvo]_proj$|feed_forward\.(gate|up|down)_proj$",
+    "video": False,
+    "slice": ("lora_vt_llm",),
+}
 NORMS = r"layer_norm[12]$|post_layernorm$"
 
 
@@ -210,6 +217,8 @@ FAMILIES = [
         video=False,
         slice=("lora_vt_llm",),
     ),
+    Family("mistral3", "Mistral3ForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
+    Family("pixtral", "LlavaForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
 ]
 
 REFUSED: dict[str, tuple[str, str]] = {}

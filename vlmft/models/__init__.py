@@ -7,6 +7,8 @@ from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.llava_next import LlavaNext, TinyLlavaNext
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.mllama import Mllama, TinyMllama
+from vlmft.models.mistral3 import Mistral3, TinyMistral3
+from vlmft.models.pixtral import TinyPixtral
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen3vl_moe import TinyQwen3VLMoe
@@ -32,6 +34,9 @@ __all__ = [
     "TinyMllama",
     "TinyInternVL3",
     "TinyLlava15",
+    "Mistral3",
+    "TinyMistral3",
+    "TinyPixtral",
     "LearningRates",
     "ModelSpec",
     "Precision",

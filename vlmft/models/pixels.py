@@ -23,8 +23,8 @@ def image_pixels(processor: Any, picture: Pixels, **options: Any) -> dict[str, A
     import PIL.Image
 
     options = dict(getattr(type(processor), "images_kwargs", {})) | options
-    part, image = processor.image_processor, PIL.Image.fromarray(picture)
-    return dict(part(images=[image], do_rescale=False, do_normalize=False, return_tensors="pt", **options))
+    options |= {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+    return dict(processor.image_processor(images=[PIL.Image.fromarray(picture)], **options))
 
 
 def video_pixels(processor: Any, frames: Pixels, **options: Any) -> dict[str, Any]:

@@ -275,8 +275,11 @@ class ModelSpec(Spec, abstract=True):
         raise NotImplementedError
 
 
-def read_processor(folder: Path, trust_remote_code: bool) -> Any:
+def read_processor(folder: Path, trust_remote_code: bool, **options: Any) -> Any:
     """The processor saved in `folder`; code of its own is run only where it is trusted, and checked before.
+
+    Args:
+        options: of transformers' `from_pretrained`, where a family needs any.
 
     Raises:
         ConfigError: it needs code of its own, which is not trusted or cannot be imported.
@@ -284,7 +287,7 @@ def read_processor(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoProcessor
 
     with _own_code_explained(folder):
-        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        return AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
 
 
 @contextmanager
