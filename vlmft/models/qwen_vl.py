@@ -38,9 +38,9 @@ class QwenVL(ModelSpec, abstract=True):
             ("image", processor.image_processor, self.image),
             ("video", processor.video_processor, self.video),
         ):
-            low, high = _bounds(part, kind, budget)
+            low, high = bounds(part, kind, budget)
             if budget.size is not None:
-                height, width = _fixed(part, kind, budget, low, high)
+                height, width = fixed_size(part, kind, budget, low, high)
                 low = high = height * width
             part.size = SizeDict(shortest_edge=low, longest_edge=high)
         rule, videos = self.video, processor.video_processor
@@ -70,22 +70,22 @@ class QwenVL(ModelSpec, abstract=True):
     def _seen(self, part: Any, kind: MediaKind, size: tuple[int, int], budget: PixelBudget) -> tuple[int, int]:
         from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-        low, high = _bounds(part, kind, budget)
+        low, high = bounds(part, kind, budget)
         if budget.size is not None:
-            return _fixed(part, kind, budget, low, high)
+            return fixed_size(part, kind, budget, low, high)
         with narrow_explained(kind, size):
-            height, width = smart_resize(*size, factor=_block(part), min_pixels=low, max_pixels=high)
+            height, width = smart_resize(*size, factor=block_side(part), min_pixels=low, max_pixels=high)
         return height, width
 
     def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
         """See `ModelSpec`: one token for each M x M block of patches."""
-        blocks = _num_blocks(processor.image_processor, self.seen_image(processor, size, budget))
+        blocks = num_blocks(processor.image_processor, self.seen_image(processor, size, budget))
         return MediumText(processor.image_token, (blocks,))
 
     def video_text(self, processor: Any, clip: Clip, budget: PixelBudget) -> MediumText:
         """See `ModelSpec`: one token for each M x M block of patches of each T frames."""
         videos = processor.video_processor
-        blocks = _num_blocks(videos, self.seen_frame(processor, clip, budget))
+        blocks = num_blocks(videos, self.seen_frame(processor, clip, budget))
         return MediumText(processor.video_token, (-(-clip.num_frames // videos.temporal_patch_size) * blocks,))
 
     def encode_image(self, processor: Any, picture: "Pixels", budget: PixelBudget, alone: bool = True) -> Media:
@@ -158,21 +158,29 @@ class QwenVL(ModelSpec, abstract=True):
         return inputs
 
 
-def _bounds(part: Any, kind: str, budget: PixelBudget) -> tuple[int, int]:
-    """Least and largest area in pixels, of which either may be the checkpoint's own (`part`'s)."""
-    low, high = budget.min_pixels or part.size["shortest_edge"], budget.max_pixels or part.size["longest_edge"]
+def bounds(part: Any, kind: str, budget: PixelBudget, sharing: int = 1) -> tuple[int, int]:
+    """Least and largest area in pixels, of which either may be the checkpoint's own (`part`'s).
+
+    Args:
+        sharing: frames of which the checkpoint's own bounds are the sum.
+
+    Raises:
+        ConfigError: the two cross.
+    """
+    own = part.size["shortest_edge"] // sharing, part.size["longest_edge"] // sharing
+    low, high = budget.min_pixels or own[0], budget.max_pixels or own[1]
     if low > high:
         raise ConfigError(
             f"model.{kind}: min_pixels={low} is more than max_pixels={high} (null takes the checkpoint's own, "
-            f"{part.size['shortest_edge']} and {part.size['longest_edge']}); change one of the two"
+            f"{own[0]} and {own[1]}); change one of the two"
         )
     return low, high
 
 
-def _fixed(part: Any, kind: str, budget: PixelBudget, low: int, high: int) -> tuple[int, int]:
+def fixed_size(part: Any, kind: str, budget: PixelBudget, low: int, high: int) -> tuple[int, int]:
     """The budget's fixed size in whole blocks. Raises `ConfigError` where its area is outside of the bounds."""
     assert budget.size is not None
-    block = _block(part)
+    block = block_side(part)
     height, width = (max(1, round(side / block)) * block for side in budget.size)
     if not low <= height * width <= high:
         raise ConfigError(
@@ -193,12 +201,14 @@ def narrow_explained(kind: MediaKind, size: tuple[int, int]) -> Iterator[None]:
         raise DataError(f"a {noun} of {size[1]} x {size[0]} pixels cannot be resized: {error}; crop it") from None
 
 
-def _block(part: Any) -> int:
+def block_side(part: Any) -> int:
+    """A block's side, in pixels."""
     return int(part.patch_size * part.merge_size)
 
 
-def _num_blocks(part: Any, size: tuple[int, int]) -> int:
-    return (size[0] // _block(part)) * (size[1] // _block(part))
+def num_blocks(part: Any, size: tuple[int, int]) -> int:
+    """Blocks of a picture or frame that the tower sees at `size`."""
+    return (size[0] // block_side(part)) * (size[1] // block_side(part))
 
 
 def _resized(part: Any, pixels: "Tensor", size: tuple[int, int]) -> "Tensor":
