@@ -33,7 +33,7 @@ class Family:
     """Its norms and linear modules, as regular expressions over the names of modules."""
     tower_blocks: str = r"(^|\.)(?:blocks|layers?)\.(\d+)\."
     llm: tuple[str, ...] = ("model.language_model.", "lm_head.")
-    llm_linear: str = r"(^|\.)layers\.\d+\.((?:self|cross)_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
+    llm_linear: str = r"(^|\.)layers\.\d+\.((?:self|cross)_attn\.[qkvo]_proj|mlp\.(gate|up|gate_up|down)_proj)$"
     """The LLM's linear modules, without its head."""
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
@@ -65,6 +65,13 @@ PIXTRAL_TOWER = {
     "tower_norms": r"(attention|ffn)_norm$|ln_pre$",
     "tower_linear": r"attention\.[qkvo]_proj$|feed_forward\.(gate|up|down)_proj$",
     "video": False,
+    "slice": ("lora_vt_llm",),
+}
+GLM_TOWER = {
+    "tower": "model.visual.",
+    "projector": ("model.visual.downsample.", "model.visual.merger."),
+    "tower_norms": r"blocks\.\d\.norm[12]$|post_(conv_)?layernorm$",
+    "tower_linear": r"attn\.(qkv|proj)$|mlp\.(gate|up|down)_proj$",
     "slice": ("lora_vt_llm",),
 }
 NORMS = r"layer_norm[12]$|post_layernorm$"
@@ -219,6 +226,8 @@ FAMILIES = [
     ),
     Family("mistral3", "Mistral3ForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
     Family("pixtral", "LlavaForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
+    Family("glm4v", "Glm4vForConditionalGeneration", _answers("<|endoftext|>"), **GLM_TOWER),
+    Family("glm46v", "Glm46VForConditionalGeneration", _answers("<|endoftext|>"), **GLM_TOWER),
 ]
 
 REFUSED: dict[str, tuple[str, str]] = {}

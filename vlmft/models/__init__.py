@@ -1,6 +1,8 @@
 """Model families, one file each: loading, the names of the components, and what is special in encoding."""
 
 from vlmft.models.gemma3 import Gemma3, TinyGemma3
+from vlmft.models.glm4v import Glm4v, TinyGlm4v
+from vlmft.models.glm46v import TinyGlm46v
 from vlmft.models.idefics3 import Idefics3, TinyIdefics3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
@@ -26,6 +28,9 @@ __all__ = [
     "TinySmolVLM",
     "Gemma3",
     "TinyGemma3",
+    "Glm4v",
+    "TinyGlm4v",
+    "TinyGlm46v",
     "Idefics3",
     "TinyIdefics3",
     "InternVL3",

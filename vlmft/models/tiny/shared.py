@@ -126,8 +126,8 @@ def train_gpt2_tokenizer(special_tokens: Sequence[str], **settings: Any) -> Any:
     return tokenizer
 
 
-def train_bytes_tokenizer(special_tokens: Sequence[str], bos_token: str, **settings: Any) -> Any:
-    """A byte-level BPE in no family's own class, as those of Llama 3 and Mistral: it puts `bos_token` first itself."""
+def train_bytes_tokenizer(special_tokens: Sequence[str], bos_token: str | None, **settings: Any) -> Any:
+    """A byte-level BPE in no family's own class, as Llama 3's, Mistral's and GLM's; any `bos_token` it puts first."""
     from tokenizers import Tokenizer, models, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -137,9 +137,10 @@ def train_bytes_tokenizer(special_tokens: Sequence[str], bos_token: str, **setti
     bpe.pre_tokenizer, bpe.decoder = backend.pre_tokenizer, backend.decoder
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token=bos_token, model_max_length=2048, **settings)
     tokenizer.add_special_tokens({"additional_special_tokens": list(special_tokens)})
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos_token} $A", special_tokens=[(bos_token, tokenizer.bos_token_id)]
-    )
+    if bos_token is not None:
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"{bos_token} $A", special_tokens=[(bos_token, tokenizer.bos_token_id)]
+        )
     return tokenizer
 
 
