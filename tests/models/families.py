@@ -48,8 +48,6 @@ class Family:
     """The recipes that `make test` takes it through; `make test-slow` takes it through all."""
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
-    prompt_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """What its own template is told, to write the prompt of an answer as it is trained."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -139,7 +137,6 @@ FAMILIES = [
         tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
         llm_linear=r"layers\.\d+\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"
         r"|mlp\.(gate|up|down)_proj)$",
-        prompt_options={"enable_thinking": False},
         slice=("lora_vt_llm",),
     ),
     Family(
@@ -268,7 +265,7 @@ def asked(*parts: Part, answer: str = "red") -> Sample:
     return Sample("mine/1", (Message("user", parts), Message("assistant", (answer,))), "data.json:1")
 
 
-def official(processor: Any, sample: Sample, **prompt_options: Any) -> dict[str, torch.Tensor]:
+def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
     """What the family's own processor makes of a sample's prompt, by its own path: template, then text with media."""
     content = [
         {"type": "text", "text": part}
@@ -277,7 +274,7 @@ def official(processor: Any, sample: Sample, **prompt_options: Any) -> dict[str,
         for part in sample.messages[0].parts
     ]
     text = processor.apply_chat_template(
-        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True, **prompt_options
+        [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
     )
     bos = processor.tokenizer.bos_token
     # As apply_chat_template does it: a template that writes the first token wants no second one.

@@ -130,7 +130,7 @@ def three_steps(family: Family, recipe: str) -> tuple[Any, list[str], list[float
             loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(round(float(loss), 5))
+        losses.append(round(loss.item(), 5))
     return model.eval(), unreached, losses, before
 
 

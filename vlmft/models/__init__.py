@@ -8,8 +8,8 @@ from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
 from vlmft.models.llava_next import LlavaNext, TinyLlavaNext
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
-from vlmft.models.mllama import Mllama, TinyMllama
 from vlmft.models.mistral3 import Mistral3, TinyMistral3
+from vlmft.models.mllama import Mllama, TinyMllama
 from vlmft.models.pixtral import TinyPixtral
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
@@ -20,38 +20,38 @@ from vlmft.models.smolvlm import SmolVLM, TinySmolVLM
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
 __all__ = [
-    "LlavaOnevision",
-    "TinyLlavaOnevision",
-    "LlavaNext",
-    "TinyLlavaNext",
-    "SmolVLM",
-    "TinySmolVLM",
     "Gemma3",
-    "TinyGemma3",
     "Glm4v",
-    "TinyGlm4v",
-    "TinyGlm46v",
     "Idefics3",
-    "TinyIdefics3",
     "InternVL3",
-    "Llava15",
-    "Mllama",
-    "TinyMllama",
-    "TinyInternVL3",
-    "TinyLlava15",
-    "Mistral3",
-    "TinyMistral3",
-    "TinyPixtral",
     "LearningRates",
+    "Llava15",
+    "LlavaNext",
+    "LlavaOnevision",
+    "Mistral3",
+    "Mllama",
     "ModelSpec",
     "Precision",
     "Qwen2VL",
     "Qwen3VL",
     "Qwen25VL",
     "Qwen35",
+    "SmolVLM",
+    "TinyGemma3",
+    "TinyGlm4v",
+    "TinyGlm46v",
+    "TinyIdefics3",
+    "TinyInternVL3",
+    "TinyLlava15",
+    "TinyLlavaNext",
+    "TinyLlavaOnevision",
+    "TinyMistral3",
+    "TinyMllama",
+    "TinyPixtral",
     "TinyQwen2VL",
     "TinyQwen3VL",
     "TinyQwen3VLMoe",
     "TinyQwen25VL",
     "TinyQwen35",
+    "TinySmolVLM",
 ]
