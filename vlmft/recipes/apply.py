@@ -7,7 +7,8 @@ trainer's reference), and saving, merging and continuing are PEFT's own.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,13 +136,30 @@ def _wrap(model: Any, recipe: Recipe, selections: dict[str, Selection], full: fr
         alpha_pattern=_pattern(recipe, selections, first.alpha, lambda policy: policy.alpha),
         modules_to_save=covering_modules(model, full) or None,
     )
-    with warnings.catch_warnings():
+    with _names_as_they_are(), warnings.catch_warnings():
         # PEFT applies a rank of experts' parameters, and says that it did not: it looks for it among modules alone.
         warnings.filterwarnings("ignore", message=r"The following (rank|alpha)_pattern keys .*\.experts\.")
         wrapped = get_peft_model(model, config, adapter_name=ADAPTER, autocast_adapter_dtype=False)
     if first.dora:
         _measure_magnitudes(wrapped)
     return wrapped
+
+
+@contextmanager
+def _names_as_they_are() -> Iterator[None]:
+    """Keep PEFT from reading names as those that models had under transformers 4.
+
+    In many mixtures it takes every `gate_proj`, `up_proj` and `down_proj` for an expert's, and a dense layer's or the
+    tower's would be left without an adapter. Ours name modules of the model at hand.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    renaming = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        conversion.convert_peft_config_for_transformers = renaming
 
 
 def _measure_magnitudes(model: Any) -> None:
