@@ -33,7 +33,10 @@ class Family:
     """Its norms and linear modules, as regular expressions over the names of modules."""
     tower_blocks: str = r"(^|\.)(?:blocks|layers?)\.(\d+)\."
     llm: tuple[str, ...] = ("model.language_model.", "lm_head.")
-    llm_linear: str = r"(^|\.)layers\.\d+\.((?:self|cross)_attn\.[qkvo]_proj|mlp\.(gate|up|gate_up|down)_proj)$"
+    llm_linear: str = (
+        r"(^|\.)layers\.\d+\."
+        r"((?:self|cross)_attn\.[qkvo]_proj|mlp\.(?:shared_experts\.)?(gate|up|gate_up|down)_proj)$"
+    )
     """The LLM's linear modules, without its head."""
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
@@ -58,14 +61,14 @@ QWEN_END, SIGLIP_LINEAR = "<|im_end|>", r"self_attn\.(q|k|v|out)_proj$|mlp\.fc[1
 QWEN_TOWER = {"tower": "model.visual.", "projector": ("model.visual.merger.",)}
 TOWER = {"tower": "model.vision_tower.", "projector": ("model.multi_modal_projector.",)}
 IDEFICS_TOWER = {"tower": "model.vision_model.", "projector": ("model.connector.",)}
-PIXTRAL_TOWER = {
+PIXTRAL_TOWER: dict[str, Any] = {
     **TOWER,
     "tower_norms": r"(attention|ffn)_norm$|ln_pre$",
     "tower_linear": r"attention\.[qkvo]_proj$|feed_forward\.(gate|up|down)_proj$",
     "video": False,
     "slice": ("lora_vt_llm",),
 }
-GLM_TOWER = {
+GLM_TOWER: dict[str, Any] = {
     "tower": "model.visual.",
     "projector": ("model.visual.downsample.", "model.visual.merger."),
     "tower_norms": r"blocks\.\d\.norm[12]$|post_(conv_)?layernorm$",
@@ -80,6 +83,19 @@ def _answers(end: str) -> tuple[str, str]:
 
 
 NO_FEWER_BITS = r"recipe\.llm\.base: (nf4|int8) keeps linear layers alone; the experts of this mixture"
+MIXTURE: dict[str, Any] = {
+    "refuses": {
+        "lora_llm_nf4": NO_FEWER_BITS,
+        "lora_llm_int8": NO_FEWER_BITS,
+        "lora_vt_llm_nf4": NO_FEWER_BITS,
+        "ln_vt_lora_llm_nf4": NO_FEWER_BITS,
+        "fft_vt_lora_llm_nf4": NO_FEWER_BITS,
+        "dora_llm": r"recipe\.llm\.dora: does not work on the experts of a mixture .* exclude=\[experts\]",
+    },
+    "why_refused": "`lora_llm_nf4`, `lora_llm_int8`, `lora_vt_llm_nf4`, `ln_vt_lora_llm_nf4`, `fft_vt_lora_llm_nf4`: "
+    "bitsandbytes keeps linear layers in fewer bits, and experts are 3-D parameters; `dora_llm`: PEFT has no "
+    "magnitudes for them",
+}
 
 FAMILIES = [
     Family(
@@ -116,17 +132,7 @@ FAMILIES = [
         tower_norms=r"blocks\.\d\.norm[12]$",
         tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
         experts=("model.language_model.layers.1.mlp.experts",),
-        refuses={
-            "lora_llm_nf4": NO_FEWER_BITS,
-            "lora_llm_int8": NO_FEWER_BITS,
-            "lora_vt_llm_nf4": NO_FEWER_BITS,
-            "ln_vt_lora_llm_nf4": NO_FEWER_BITS,
-            "fft_vt_lora_llm_nf4": NO_FEWER_BITS,
-            "dora_llm": r"recipe\.llm\.dora: does not work on the experts of a mixture .* exclude=\[experts\]",
-        },
-        why_refused="`lora_llm_nf4`, `lora_llm_int8`, `lora_vt_llm_nf4`, `ln_vt_lora_llm_nf4`, `fft_vt_lora_llm_nf4`: "
-        "bitsandbytes keeps linear layers in fewer bits, and experts are 3-D parameters; `dora_llm`: PEFT has no "
-        "magnitudes for them",
+        **MIXTURE,
     ),
     Family(
         "qwen35",
@@ -225,6 +231,14 @@ FAMILIES = [
     Family("pixtral", "LlavaForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
     Family("glm4v", "Glm4vForConditionalGeneration", _answers("<|endoftext|>"), **GLM_TOWER),
     Family("glm46v", "Glm46VForConditionalGeneration", _answers("<|endoftext|>"), **GLM_TOWER),
+    Family(
+        "glm4v_moe",
+        "Glm4vMoeForConditionalGeneration",
+        _answers("<|endoftext|>"),
+        **GLM_TOWER,
+        experts=("model.language_model.layers.1.mlp.experts",),
+        **MIXTURE,
+    ),
 ]
 
 REFUSED: dict[str, tuple[str, str]] = {}

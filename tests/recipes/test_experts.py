@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from peft.tuners.lora.layer import ParamWrapper
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 
 import vlmft
 from tests.models.families import FAMILIES
@@ -203,3 +203,20 @@ def test_what_peft_cannot_do_on_experts_is_refused(key: str, value: Any, instead
     with pytest.raises(ConfigError, match=message):
         policy("lora", **{key: value}).select(components()["llm"])
     assert wrappers(with_recipe(config_of(exclude=["experts"], **{key: value}))) == {}
+
+
+def test_layers_beside_the_experts_that_are_called_alike_have_adapters_too() -> None:
+    """PEFT by itself takes them for the experts that transformers 4 had; where it no longer does, ours need no care."""
+    config = with_policies(compose("model=tiny_glm4v_moe", "recipe=lora_llm"), llm=policy("lora", targets="mlp"))
+    shared = {f"{LAYERS}.1.mlp.shared_experts.{name}_proj" for name in ("gate", "up", "down")}
+    own = with_recipe(config)
+    assert adapted(own) == DENSE | shared | set(BOTH)
+    plain = get_peft_model(config.model.load_model(CPU), LoraConfig(target_modules=sorted(DENSE | shared)))
+    assert adapted(plain) == set(BOTH)
+
+
+def adapted(model: Any) -> set[str]:
+    """What has an adapter, by its name in the unwrapped model."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    names = {f"{n}.{m.parameter_name}" if isinstance(m, ParamWrapper) else n for n, m in layers.items()}
+    return {name.removeprefix("base_model.model.").replace(".base_layer", "") for name in names}

@@ -2,6 +2,7 @@
 
 from vlmft.models.gemma3 import Gemma3, TinyGemma3
 from vlmft.models.glm4v import Glm4v, TinyGlm4v
+from vlmft.models.glm4v_moe import TinyGlm4vMoe
 from vlmft.models.glm46v import TinyGlm46v
 from vlmft.models.idefics3 import Idefics3, TinyIdefics3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
@@ -22,6 +23,9 @@ from vlmft.models.spec import LearningRates, ModelSpec, Precision
 __all__ = [
     "Gemma3",
     "Glm4v",
+    "TinyGlm4v",
+    "TinyGlm4vMoe",
+    "TinyGlm46v",
     "Idefics3",
     "InternVL3",
     "LearningRates",

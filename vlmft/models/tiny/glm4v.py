@@ -32,28 +32,18 @@ TEMPLATE = """\
 
 def build(folder: Path) -> None:
     """Write the checkpoint: config, random weights, tokenizer, processor, chat template, generation config."""
-    from transformers import (
-        Glm4vConfig,
-        Glm4vForConditionalGeneration,
-        Glm4vImageProcessor,
-        Glm4vProcessor,
-        Glm4vVideoProcessor,
-    )
-
-    parts = Glm4vImageProcessor, Glm4vVideoProcessor
-    write(folder, Glm4vConfig, Glm4vForConditionalGeneration, Glm4vProcessor, parts, TEMPLATE)
+    write(folder, "Glm4v", "Glm4v", TEMPLATE)
 
 
-def write(
-    folder: Path,
-    config_class: Any,
-    model_class: Any,
-    processor_class: Any,
-    parts: tuple[Any, Any],
-    template: str,
-) -> None:
-    """Write a checkpoint of these classes; `parts` are those of the image and the video processor."""
-    from transformers import Glm4vTextConfig, Glm4vVisionConfig
+def write(folder: Path, model: str, processor: str, template: str, **llm: Any) -> None:
+    """Write a checkpoint of one of the classes.
+
+    Args:
+        model: how the names of its config and its model begin in transformers.
+        processor: the same for its processor and the two that this one holds.
+        llm: of the text config, where it differs.
+    """
+    import transformers
 
     from vlmft.models.tiny.shared import INITIALIZER_RANGE, qwen_llm, train_bytes_tokenizer, write_checkpoint
 
@@ -65,26 +55,20 @@ def write(
         model_input_names=["input_ids", "attention_mask"],
     )
     size = {"shortest_edge": 2 * 28 * 28, "longest_edge": 2 * 28 * 28 * 64}
-    processor = processor_class(
-        image_processor=parts[0](size=size),
-        tokenizer=tokenizer,
-        video_processor=parts[1](size=size),
-        chat_template=template,
-    )
     token = tokenizer.convert_tokens_to_ids
     rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
-    llm = qwen_llm(tokenizer, rope_parameters=rope, bos_token_id=None, eos_token_id=token("<|endoftext|>"))
-    config = config_class(
-        vision_config=Glm4vVisionConfig(
-            depth=2,
-            hidden_size=64,
-            num_heads=4,
-            image_size=56,
-            out_hidden_size=64,
-            intermediate_size=128,
-            initializer_range=INITIALIZER_RANGE,
-        ),
-        text_config=Glm4vTextConfig(**llm | {"tie_word_embeddings": False}),
+    ends = {"bos_token_id": None, "eos_token_id": token("<|endoftext|>"), "tie_word_embeddings": False}
+    config = getattr(transformers, f"{model}Config")(
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "num_heads": 4,
+            "image_size": 56,
+            "out_hidden_size": 64,
+            "intermediate_size": 128,
+            "initializer_range": INITIALIZER_RANGE,
+        },
+        text_config=qwen_llm(tokenizer, rope_parameters=rope, **ends | llm),
         image_token_id=token("<|image|>"),
         video_token_id=token("<|video|>"),
         image_start_token_id=token("<|begin_of_image|>"),
@@ -92,5 +76,16 @@ def write(
         video_start_token_id=token("<|begin_of_video|>"),
         video_end_token_id=token("<|end_of_video|>"),
     )
-    eos = ("<|endoftext|>", "<|user|>", "<|observation|>")
-    write_checkpoint(folder, model_class, config, processor, eos=eos, pad="<|endoftext|>")
+    write_checkpoint(
+        folder,
+        getattr(transformers, f"{model}ForConditionalGeneration"),
+        config,
+        getattr(transformers, f"{processor}Processor")(
+            image_processor=getattr(transformers, f"{processor}ImageProcessor")(size=size),
+            tokenizer=tokenizer,
+            video_processor=getattr(transformers, f"{processor}VideoProcessor")(size=size),
+            chat_template=template,
+        ),
+        eos=("<|endoftext|>", "<|user|>", "<|observation|>"),
+        pad="<|endoftext|>",
+    )
