@@ -239,6 +239,16 @@ FAMILIES = [
         experts=("model.language_model.layers.1.mlp.experts",),
         **MIXTURE,
     ),
+    Family(
+        "molmo2",
+        "Molmo2ForConditionalGeneration",
+        _answers(QWEN_END),
+        **TOWER,
+        tower_norms=NORMS,
+        tower_linear=r"self_attn\.[qkvo]_proj$|mlp\.fc[12]$|patch_embedding$",
+        slice=("lora_vt_llm",),
+        mixed=False,
+    ),
 ]
 
 REFUSED: dict[str, tuple[str, str]] = {}

@@ -12,6 +12,7 @@ from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.mistral3 import Mistral3, TinyMistral3
 from vlmft.models.mllama import Mllama, TinyMllama
 from vlmft.models.pixtral import TinyPixtral
+from vlmft.models.molmo2 import Molmo2, TinyMolmo2
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen3vl_moe import TinyQwen3VLMoe
@@ -28,6 +29,13 @@ __all__ = [
     "TinyGlm46v",
     "Idefics3",
     "InternVL3",
+    "Llava15",
+    "Mllama",
+    "TinyMllama",
+    "Molmo2",
+    "TinyMolmo2",
+    "TinyInternVL3",
+    "TinyLlava15",
     "LearningRates",
     "Llava15",
     "LlavaNext",
