@@ -11,8 +11,8 @@ from vlmft.models.llava_next import LlavaNext, TinyLlavaNext
 from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.mistral3 import Mistral3, TinyMistral3
 from vlmft.models.mllama import Mllama, TinyMllama
-from vlmft.models.pixtral import TinyPixtral
 from vlmft.models.molmo2 import Molmo2, TinyMolmo2
+from vlmft.models.pixtral import TinyPixtral
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
 from vlmft.models.qwen3vl_moe import TinyQwen3VLMoe
@@ -24,25 +24,18 @@ from vlmft.models.spec import LearningRates, ModelSpec, Precision
 __all__ = [
     "Gemma3",
     "Glm4v",
-    "TinyGlm4v",
-    "TinyGlm4vMoe",
-    "TinyGlm46v",
     "Idefics3",
     "InternVL3",
-    "Llava15",
-    "Mllama",
-    "TinyMllama",
-    "Molmo2",
-    "TinyMolmo2",
-    "TinyInternVL3",
-    "TinyLlava15",
     "LearningRates",
+    "Llava15",
     "Llava15",
     "LlavaNext",
     "LlavaOnevision",
     "Mistral3",
     "Mllama",
+    "Mllama",
     "ModelSpec",
+    "Molmo2",
     "Precision",
     "Qwen2VL",
     "Qwen3VL",
@@ -51,14 +44,21 @@ __all__ = [
     "SmolVLM",
     "TinyGemma3",
     "TinyGlm4v",
+    "TinyGlm4v",
+    "TinyGlm4vMoe",
+    "TinyGlm46v",
     "TinyGlm46v",
     "TinyIdefics3",
     "TinyInternVL3",
+    "TinyInternVL3",
+    "TinyLlava15",
     "TinyLlava15",
     "TinyLlavaNext",
     "TinyLlavaOnevision",
     "TinyMistral3",
     "TinyMllama",
+    "TinyMllama",
+    "TinyMolmo2",
     "TinyPixtral",
     "TinyQwen2VL",
     "TinyQwen3VL",
