@@ -26,4 +26,5 @@ def compute_in(model: Any, dtype: "torch.dtype", device: "torch.device") -> None
     if dtype == torch.float32:
         return
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    inner.forward = torch.autocast(device.type, dtype)(inner.forward)
+    for name in ("forward", "generate"):  # generate encodes pictures by itself, before its first forward
+        setattr(inner, name, torch.autocast(device.type, dtype)(getattr(inner, name)))
