@@ -82,5 +82,11 @@ def build(folder: Path) -> None:
         initializer_range=INITIALIZER_RANGE,
     )
     write_checkpoint(
-        folder, Gemma3ForConditionalGeneration, config, processor, eos=("<end_of_turn>", "<eos>"), pad="<pad>"
+        folder,
+        Gemma3ForConditionalGeneration,
+        config,
+        processor,
+        eos=("<end_of_turn>", "<eos>"),
+        pad="<pad>",
+        randomise=("model.multi_modal_projector.mm_input_projection_weight",),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FACTORY_VERSION = 2
+FACTORY_VERSION = 3
 """Part of the cache folder's name: raise it with any change to what the factories write."""
 
 INITIALIZER_RANGE = 0.1
@@ -229,12 +229,20 @@ def qwen_vision_tokens(tokenizer: Any) -> dict[str, int]:
 
 
 def write_checkpoint(
-    folder: Path, model_class: Any, config: Any, processor: Any, eos: Sequence[str], pad: str, **settings: Any
+    folder: Path,
+    model_class: Any,
+    config: Any,
+    processor: Any,
+    eos: Sequence[str],
+    pad: str,
+    randomise: Sequence[str] = (),
+    **settings: Any,
 ) -> None:
     """Save a model of `config` with random weights (the same each time), its processor and generation config.
 
     Args:
         eos: the tokens that end an answer.
+        randomise: weights that the class begins with zeros, behind which nothing of a picture would be seen.
         settings: more of the generation config.
     """
     import torch
@@ -243,6 +251,8 @@ def write_checkpoint(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = model_class(config)
+        for name in randomise:
+            model.get_parameter(name).data.normal_(std=INITIALIZER_RANGE)
     model.generation_config.update(eos_token_id=[token(name) for name in eos], pad_token_id=token(pad), **settings)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
