@@ -39,6 +39,16 @@ def test_padded_on_the_left(collator: Collator) -> None:
     assert batch.labels.tolist() == [[IGNORED, IGNORED, IGNORED, 6], [IGNORED, IGNORED, 3, 4]]
 
 
+def test_what_a_family_says_of_each_token_knows_the_mask(collator: Collator, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(self: object, input_ids: torch.Tensor, supervised: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"answered": supervised.long(), "doubled": input_ids * 2}
+
+    monkeypatch.setattr(type(collator.family), "token_inputs", told)
+    batch = collator([text([1, 2, 3, 4], [0, 0, 1, 1]), text([5, 6], [0, 1])])
+    assert batch.inputs["answered"].tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
+    assert batch.inputs["doubled"].tolist() == [[2, 4, 6, 8], [10, 12, 2 * PAD, 2 * PAD]]
+
+
 def test_samples_of_several_kinds_are_refused(collator: Collator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(collator.family), "batch_kind", lambda self, media: len(media))
     samples = [text([1, 2], [0, 1]), Encoded("y", torch.tensor([1]), torch.tensor([True]), [{}, {}], 2)]

@@ -5,7 +5,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import getLogger
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from vlmft.encoding.answers import ANSWER, QUESTION, STEM, Located, Span, locate_answers
 from vlmft.errors import ConfigError, DataError, VlmftError
@@ -59,6 +59,9 @@ class ChatFormat:
         ConfigError: there is no chat template, it cannot be used, or the tokenizer is not a fast one.
     """
 
+    num_probed: ClassVar[Literal[1, 2]] = 2
+    """Turns (a question with its answer) of the conversation by which the template is got to know."""
+
     def __init__(self, renderer: Renderer, tokenizer: "PreTrainedTokenizerFast") -> None:
         if not getattr(renderer, "chat_template", True):
             raise ConfigError(
@@ -73,7 +76,8 @@ class ChatFormat:
         self.renderer, self.tokenizer = renderer, tokenizer
         self._warned = False
         self._in_parts, probe = self._probe()
-        before, between, after = re.split(rf"{STEM}A\dx", probe)
+        before, *rest = re.split(rf"{STEM}A\dx", probe)
+        between, after = rest[0], rest[-1]
         ends = self._end_tokens(between, after)
         self._end = "".join(ends)
         self._eos = "" if ends else self._eos_to_write(between)
@@ -145,7 +149,7 @@ class ChatFormat:
         ids: list[int] = self._encode(text)["input_ids"]
         return ids
 
-    def _encode(self, text: str, **options: bool) -> Any:
+    def _encode(self, text: str, **options: Any) -> Any:
         # The rule of transformers' ProcessorMixin.apply_chat_template: the tokenizer adds its special tokens unless
         # the template has already written BOS.
         bos = self.tokenizer.bos_token
@@ -153,14 +157,14 @@ class ChatFormat:
         return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)), **options)
 
     def _probe(self) -> tuple[frozenset[Role], str]:
-        """Whose content the template reads as a list of parts, and a two-turn conversation as it writes it.
+        """Whose content the template reads as a list of parts, and a conversation of `num_probed` turns by it.
 
         Templates of pure LLM tokenizers take strings. Given a list, some raise, some print it, and Qwen3's writes
         nothing at all, so what counts is the text that comes out. GLM-4.1V's reads the list of a question, which may
         hold pictures, and prints that of an answer or a system prompt.
         """
-        marks = [kind.format(i) for i in (0, 1) for kind in (QUESTION, ANSWER)]
-        turns: list[tuple[Role, str]] = list(zip(("user", "assistant") * 2, marks, strict=True))
+        marks = [kind.format(i) for i in range(self.num_probed) for kind in (QUESTION, ANSWER)]
+        turns: list[tuple[Role, str]] = list(zip(("user", "assistant") * self.num_probed, marks, strict=True))
         for in_parts in _IN_PARTS:
             text, complaint = self._tried(turns, in_parts)
             if text is not None:
@@ -169,7 +173,8 @@ class ChatFormat:
                 told = [("system", QUESTION.format(2)), *turns]
                 reads_strings = not self._tried(told, system_too)[0] and self._tried(told, in_parts)[0]
                 return in_parts if reads_strings else system_too, text
-        raise ConfigError(f"the checkpoint's chat template cannot write a conversation of two turns: {complaint}")
+        number = "one turn" if self.num_probed == 1 else "two turns"
+        raise ConfigError(f"the checkpoint's chat template cannot write a conversation of {number}: {complaint}")
 
     def _tried(self, turns: Sequence[tuple[Role, str]], in_parts: frozenset[Role]) -> tuple[str | None, str]:
         """What the template writes, None where it cannot write these turns so; and then the reason."""
@@ -186,7 +191,7 @@ class ChatFormat:
     def _end_tokens(self, between: str, after: str) -> list[str]:
         """The tokens that end every turn, each with the whitespace before it; none if the template ends no turn.
 
-        What follows both answers of the probe ends a turn; what follows only one opens the next turn or closes the
+        What follows each answer of the probe ends a turn; what follows only one opens the next turn or closes the
         text. Tokens without the special flag count, because some checkpoints add their control tokens so.
         """
         added = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.content.strip()}

@@ -68,4 +68,5 @@ class Collator:
         labels = input_ids.masked_fill(~supervised, IGNORED)
         media = [item for sample in samples for item in sample.media]
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        inputs |= self.family.token_inputs(input_ids, supervised)
         return Batch(inputs | self.family.collate(self.processor, input_ids, media), labels)

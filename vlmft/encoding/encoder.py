@@ -10,6 +10,7 @@ from vlmft.data.problems import naming_sample
 from vlmft.encoding.answers import Span
 from vlmft.encoding.chat import ChatFormat, Rendered
 from vlmft.encoding.media import MediaPlanner, PlannedMedium
+from vlmft.encoding.prefix import PrefixFormat
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
 from vlmft.models.spec import Media, ModelSpec
@@ -96,7 +97,8 @@ class Encoder:
         self.processor = processor
         self.max_tokens = max_tokens
         self.time_limit = time_limit
-        self.chat = ChatFormat(processor, processor.tokenizer)
+        form = PrefixFormat if family.prefix_lm else ChatFormat
+        self.chat = form(family.renderer(processor), processor.tokenizer)
         self.planner = MediaPlanner(family, processor)
         self._kinds = {written: kind for kind, written in family.placeholders(processor).items()}
         self._placeholder = re.compile("|".join(map(re.escape, sorted(self._kinds, key=len, reverse=True))))

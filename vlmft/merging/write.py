@@ -134,6 +134,7 @@ def answer_all(
         inputs = saved.family.model_inputs(processor, collator([encoded], padding_side="left").to(device).inputs)
         exchange.put_answer(len(asked), inputs, greedy(model, inputs, *ends, max_new_tokens))
         prompt = encoder.chat.prompt(encoder.planner.plan(sample, None)[0])
+        prompt = saved.family.processor_text(processor, prompt)
         asked.append(Asked(sample.id, prompt, _paths(sample, saved.family)))
     del model, owner
     gc.collect()

@@ -95,6 +95,9 @@ class ModelSpec(Spec, abstract=True):
     masks: ClassVar[str | None] = None
     """What the family's attention masks say beyond causality and padding, which flash attention passes over."""
 
+    prefix_lm: ClassVar[bool] = False
+    """A sample is one question about pictures, read in both directions, and its answer; each is tokenised by itself."""
+
     @field_validator("trust_remote_code")
     @classmethod
     def _only_code_that_cannot_change(cls, trusted: bool, info: ValidationInfo) -> bool:
@@ -184,7 +187,7 @@ class ModelSpec(Spec, abstract=True):
             model, found = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype="auto",
-                attn_implementation=self.attention,
+                attn_implementation=self.attention_asked,
                 use_safetensors=True,
                 quantization_config=quantization,
                 device_map=device,
@@ -202,6 +205,11 @@ class ModelSpec(Spec, abstract=True):
         return model
 
     @property
+    def attention_asked(self) -> str | None:
+        """`attention` as transformers is asked for it; None: sdpa in every part that has it, eager in the others."""
+        return self.attention
+
+    @property
     def media_rules(self) -> MediaRules:
         """The run's own rules, which entries' rules go before."""
         return MediaRules(image=self.image, video=self.video, max_vision_tokens=self.max_vision_tokens)
@@ -213,6 +221,18 @@ class ModelSpec(Spec, abstract=True):
             ConfigError: two bounds, one of which may be the checkpoint's own, cross.
         """
         raise NotImplementedError
+
+    def renderer(self, processor: Any) -> Any:
+        """What writes a conversation as text: the processor, with the checkpoint's chat template.
+
+        Raises:
+            ConfigError: the family writes it otherwise, and the checkpoint contradicts that.
+        """
+        return processor
+
+    def processor_text(self, processor: Any, prompt: str) -> str:
+        """The text from which the processor itself makes `prompt`, as `renderer` writes it: mostly the same."""
+        return prompt
 
     def placeholders(self, processor: Any) -> "dict[MediaKind, str]":
         """What the chat template writes for a medium of each kind that the family takes."""
@@ -269,6 +289,10 @@ class ModelSpec(Spec, abstract=True):
     def collate(self, processor: Any, input_ids: "Tensor", media: Sequence[Media]) -> dict[str, "Tensor"]:
         """Join a batch's media, in reading order, into what `model_inputs` takes. `input_ids` is [B, S], padded."""
         raise NotImplementedError
+
+    def token_inputs(self, input_ids: "Tensor", supervised: "Tensor") -> dict[str, "Tensor"]:
+        """What the model is told of each token beside its id; of most families nothing. Both are [B, S], padded."""
+        return {}
 
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """On the device: from a collated batch to the arguments of the model's forward (pixels become floats here)."""
