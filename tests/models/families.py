@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from transformers import PaliGemmaProcessor
 
 from tests.support import compose, save_noise
 from vlmft.encoding.collate import Collator
@@ -38,6 +39,8 @@ class Family:
         r"((?:self|cross)_attn\.[qkvo]_proj|mlp\.(?:shared_experts\.)?(gate|up|gate_up|down)_proj)$"
     )
     """The LLM's linear modules, without its head."""
+    llm_attention: str = "sdpa"
+    """What its LLM computes with where the YAML says sdpa."""
     unreached: str | None = None
     """What of it no gradient reaches, as a regular expression over names."""
     experts: tuple[str, ...] = ()
@@ -51,6 +54,8 @@ class Family:
     """The recipes that `make test` takes it through; `make test-slow` takes it through all."""
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
+    prefix: bool = False
+    """It takes one question about pictures and its answer; no text alone, no second question."""
 
     @property
     def spec(self) -> ModelSpec:
@@ -249,6 +254,20 @@ FAMILIES = [
         slice=("lora_vt_llm",),
         mixed=False,
     ),
+    Family(
+        "paligemma",
+        "PaliGemmaForConditionalGeneration",
+        _answers("<eos>"),
+        **TOWER,
+        tower_norms=NORMS,
+        tower_linear=SIGLIP_LINEAR,
+        llm_attention="eager",
+        why_refused="more than one question, system turns, samples without pictures: its processor takes one prefix "
+        "with pictures and one suffix",
+        video=False,
+        slice=("lora_vt_llm",),
+        prefix=True,
+    ),
 ]
 
 REFUSED: dict[str, tuple[str, str]] = {}
@@ -284,13 +303,30 @@ def video(folder: Path, num_frames: int, height: int, width: int) -> Video:
     return Video(folder, tuple(paths), FRAMES_FPS)
 
 
+def of_a_text(family: Family, folder: Path) -> tuple[Image, ...]:
+    """What stands before a question without pictures: nothing, or a picture where the family takes none without."""
+    return (picture(folder, 40, 40, 9),) if family.prefix else ()
+
+
 def asked(*parts: Part, answer: str = "red") -> Sample:
     """A conversation of one question with its answer."""
     return Sample("mine/1", (Message("user", parts), Message("assistant", (answer,))), "data.json:1")
 
 
+def official_prefix(
+    processor: PaliGemmaProcessor, sample: Sample, suffix: str | None = None
+) -> dict[str, torch.Tensor]:
+    """What PaliGemma's processor makes of a question, and of an answer as its suffix; no template is between."""
+    text = "".join(part if isinstance(part, str) else "<image>" for part in sample.messages[0].parts)
+    pictures = [PIL.Image.open(item.path).convert("RGB") for item in sample.images]
+    found = dict(processor(text=[text], images=[pictures], suffix=suffix and [suffix], return_tensors="pt"))
+    return found if suffix else {name: tensor for name, tensor in found.items() if name != "labels"}
+
+
 def official(processor: Any, sample: Sample) -> dict[str, torch.Tensor]:
     """What the family's own processor makes of a sample's prompt, by its own path: template, then text with media."""
+    if isinstance(processor, PaliGemmaProcessor):
+        return official_prefix(processor, sample)
     content = [
         {"type": "text", "text": part}
         if isinstance(part, str)

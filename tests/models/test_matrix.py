@@ -18,7 +18,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.models.families import FAMILIES, Family, asked, collator_of, encoder_of, picture, processor_of, video
+from tests.models.families import (
+    FAMILIES,
+    Family,
+    asked,
+    collator_of,
+    encoder_of,
+    of_a_text,
+    picture,
+    processor_of,
+    video,
+)
 from tests.models.matrix import SHIPPED, expected, trained
 from tests.recipes.training import Trained, save_trained
 from tests.support import CPU, PROJECT, compose, with_recipe
@@ -144,7 +154,10 @@ def batches(family: Family) -> list[Batch]:
         folder = Path(name)
         last = video(folder, 4, 56, 56) if family.video else picture(folder, 56, 84, 3)
         samples = [
-            [asked(picture(folder, 56, 56), "What colour is the shape?"), asked("Are you?", answer="yes")],
+            [
+                asked(picture(folder, 56, 56), "What colour is the shape?"),
+                asked(*of_a_text(family, folder), "Are you?", answer="yes"),
+            ],
             [asked(picture(folder, 300, 100, 1), picture(folder, 60, 90, 2), "Same?", answer="no")],
             [asked(last, "What is seen here?", answer="blue")],
         ]

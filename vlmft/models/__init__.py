@@ -12,6 +12,7 @@ from vlmft.models.llava_onevision import LlavaOnevision, TinyLlavaOnevision
 from vlmft.models.mistral3 import Mistral3, TinyMistral3
 from vlmft.models.mllama import Mllama, TinyMllama
 from vlmft.models.molmo2 import Molmo2, TinyMolmo2
+from vlmft.models.paligemma import PaliGemma, TinyPaliGemma
 from vlmft.models.pixtral import TinyPixtral
 from vlmft.models.qwen2vl import Qwen2VL, TinyQwen2VL
 from vlmft.models.qwen3vl import Qwen3VL, TinyQwen3VL
@@ -36,6 +37,7 @@ __all__ = [
     "Mllama",
     "ModelSpec",
     "Molmo2",
+    "PaliGemma",
     "Precision",
     "Qwen2VL",
     "Qwen3VL",
@@ -59,6 +61,7 @@ __all__ = [
     "TinyMllama",
     "TinyMllama",
     "TinyMolmo2",
+    "TinyPaliGemma",
     "TinyPixtral",
     "TinyQwen2VL",
     "TinyQwen3VL",
