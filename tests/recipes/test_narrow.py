@@ -168,6 +168,16 @@ def test_an_embedding_that_scales_is_left_alone_and_so_is_the_head_tied_to_it() 
         assert torch.equal(model(input_ids=ids).logits, expected(input_ids=ids).logits)
 
 
+def test_a_towers_table_of_places_is_left_alone() -> None:
+    """GLM's tower takes the numbers between places in the dtype that it finds the table in."""
+    narrow = policy("lora", base="bf16")
+    config = compose("model=tiny_glm4v", "precision=fp32", "recipe=lora_vt_llm")
+    model = with_recipe(with_policies(config, vision_tower=narrow, llm=narrow))
+    tower, llm = model.get_base_model().model.visual, model.get_base_model().model.language_model
+    assert tower.embeddings.position_embedding.weight.dtype == torch.float32
+    assert llm.embed_tokens.weight.dtype == tower.blocks[0].attn.proj.base_layer.weight.dtype == torch.bfloat16
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family", [family for family in FAMILIES if not family.experts], ids=lambda family: family.name

@@ -55,7 +55,7 @@ class _Product(torch.autograd.Function):
 
 
 def keep_narrow(component: Component, dtype: torch.dtype | None) -> list[Tensor]:
-    """Round the weights of a component's linear layers and embeddings to bf16, in place, and return them.
+    """Round the weights of a component's linear layers and of the LLM's embedding to bf16, in place, and return them.
 
     Args:
         dtype: what the run computes in; None where nothing will be computed.
@@ -68,8 +68,13 @@ def keep_narrow(component: Component, dtype: torch.dtype | None) -> list[Tensor]
             f"recipe.{component.name}.base: bf16 does not work on the experts of a mixture ({component.experts[0]}, "
             "...) in a run that computes in more; take precision=bf16 and base=null"
         )
-    # A class derived from these may use its weight in its own way; where the head is tied to one, it stays wide too.
-    plain = [m for m in component.modules.values() if type(m) in (nn.Linear, nn.Embedding)]
+    # A class derived from these may use its weight in its own way; where the head is tied to one, it stays wide too. A
+    # tower's table of places stays wide: it is small, and GLM's tower reads its weight by itself.
+    plain = [
+        module
+        for name, module in component.modules.items()
+        if type(module) is nn.Linear or (type(module) is nn.Embedding and name == component.embedding)
+    ]
     others = {id(p) for m in component.modules.values() if m not in plain for p in m.parameters(recurse=False)}
     kept: list[Tensor] = []
     for module in plain:

@@ -84,8 +84,8 @@ class Frozen(Policy):
         description="of no effect; it lets a recipe that sets the rate of a component be typed with frozen",
     )
     base: Literal["bf16"] | None = Field(
-        description="bf16: this component's linear layers and embeddings are kept so, whatever the run's precision; "
-        "null: in that (nf4 and int8 need adapters)"
+        description="bf16: this component's linear layers are kept so, and the LLM's embedding, whatever the run's "
+        "precision; null: in that (nf4 and int8 need adapters)"
     )
 
     def select(self, component: Component) -> Selection:
@@ -171,8 +171,8 @@ class Lora(Trains):
     exclude: tuple[str, ...] = Field(description="layers left out: by a part of their path, or a pattern over it")
     last_modules: int | None = Field(ge=1, description="of what is chosen, only the last so many layers")
     base: Base | None = Field(
-        description="nf4 or int8: this component's linear layers are kept so, below the adapters; bf16: these and its "
-        "embeddings are, whatever the run's precision; null: in that"
+        description="nf4 or int8: this component's linear layers are kept so, below the adapters; bf16: these are, "
+        "and the LLM's embedding, whatever the run's precision; null: in that"
     )
 
     @model_validator(mode="after")
