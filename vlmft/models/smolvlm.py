@@ -1,7 +1,7 @@
 """SmolVLM: SigLIP's tower over square tiles, pixel shuffle as projector, a small Llama; videos as dated frames."""
 
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmft.config.media import PixelBudget
 from vlmft.models.idefics import Idefics
@@ -11,9 +11,23 @@ from vlmft.models.tiles import FramesAsTiles
 from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
+if TYPE_CHECKING:
+    import torch
+
 
 class SmolVLM(Idefics, FramesAsTiles):
     """A checkpoint of transformers' `SmolVLMForConditionalGeneration`."""
+
+    def load_model(self, device: "torch.device", quantization: Any = None) -> Any:
+        """See `ModelSpec`; text's embeddings come in the dtype that the model's forward gives pictures' features.
+
+        That is its first weight's, the tower's (modeling_smolvlm.py, line 580), of which the LLM's may differ where one
+        of the two trains; other families take the embeddings' own.
+        """
+        model = super().load_model(device, quantization)
+        inner = model.model
+        inner.get_input_embeddings().register_forward_hook(lambda module, args, found: found.to(inner.dtype))
+        return model
 
     def set_budgets(self, processor: Any) -> None:
         """See `Idefics`; a frame is one tile."""

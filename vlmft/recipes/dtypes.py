@@ -16,15 +16,15 @@ def torch_dtype(precision: "Precision") -> "torch.dtype":
 
 
 def compute_in(model: Any, dtype: "torch.dtype", device: "torch.device") -> None:
-    """Run `model`'s forward, also inside generate, under autocast to `dtype`; float32 needs none.
+    """Run `model`'s forward and generate under autocast to `dtype`; float32 needs none.
 
     Trained weights are float32 beside frozen ones of `dtype`. This makes a loaded model compute what the training
-    one did, so that it answers alike to the bit.
+    one did, so that it answers alike to the bit. `generate` has pictures seen before, and outside of, the forward.
     """
     import torch
 
     if dtype == torch.float32:
         return
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    for name in ("forward", "generate"):  # generate encodes pictures by itself, before its first forward
-        setattr(inner, name, torch.autocast(device.type, dtype)(getattr(inner, name)))
+    inner.forward = torch.autocast(device.type, dtype)(inner.forward)
+    inner.generate = torch.autocast(device.type, dtype)(inner.generate)
