@@ -157,7 +157,11 @@ def test_the_startup_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "said"),
-    [("checkpoint.py", "mid_size fft"), ("recipes.py", "8 samples a step")],
+    [
+        ("checkpoint.py", "mid_size fft"),
+        ("recipes.py", "8 samples a step"),
+        ("recipes_gpu.py", "plain: transformers and PEFT"),
+    ],
 )
 def test_the_others_run(script: str, said: str) -> None:
     done = run(script)

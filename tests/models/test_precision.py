@@ -8,7 +8,9 @@ from tests.models.test_matrix import batches, inputs, prompt
 from tests.support import compose, with_recipe
 from vlmft.training.loss import supervised_loss
 
-EACH = [pytest.param(f, marks=() if f.name in ("qwen3vl", "internvl3") else pytest.mark.slow, id=f.name) for f in FAMILIES]
+EACH = [
+    pytest.param(f, marks=() if f.name in ("qwen3vl", "internvl3") else pytest.mark.slow, id=f.name) for f in FAMILIES
+]
 
 
 @pytest.mark.parametrize("recipe", ["fft_llm", "fft_vt", "lora_llm"])
