@@ -138,6 +138,11 @@ class TestRecipeTable:
         assert "attention: vision_tower sdpa; llm sdpa" in table and "fused kernels: none; it is not installed" in table
         assert shown(summary.recipe_table(self.ROWS, [], PLAIN)).rstrip().endswith("fused kernels: none")
 
+    def test_what_auto_found(self) -> None:
+        found = ["projector: model.merger", "proven on 4 samples"]
+        lines = shown(summary.recipe_table(self.ROWS, [], PLAIN, None, found)).rstrip().splitlines()
+        assert [line.strip() for line in lines[-3:]] == ["fused kernels: none", *found]
+
 
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1024**3, "1.0 GiB"), (5e13, "46566.1 GiB")]

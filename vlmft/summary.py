@@ -106,12 +106,17 @@ def headline(
 
 
 def recipe_table(
-    rows: "Sequence[ComponentRow]", unreached: Sequence[str], kernels: "KernelsInUse", plain_because: str | None = None
+    rows: "Sequence[ComponentRow]",
+    unreached: Sequence[str],
+    kernels: "KernelsInUse",
+    plain_because: str | None = None,
+    found: Sequence[str] = (),
 ) -> "Table":
     """Policy, parameters and rates of each component, what no gradient reaches, and the kernels found in use.
 
     Args:
         plain_because: why `model.kernels=auto` has taken no fused kernels.
+        found: what `model=auto` found the model to be made of, and what it proved.
     """
     from rich.table import Table
 
@@ -141,6 +146,7 @@ def recipe_table(
     table.caption += f"\nfused kernels: {_by_component(kernels.fused)}" + (
         f"; {plain_because}" if plain_because else ""
     )
+    table.caption += "".join(f"\n{line}" for line in found)
     table.caption_justify = "left"
     return table
 

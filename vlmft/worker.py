@@ -110,6 +110,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     processor = family.load_processor()
     encoder, collator = assembly.encoding(config, processor)
     assembly.check_encoding(config, data, encoder)
+    samples = assembly.prove_encoding(config, data, encoder, collator)
     evaluator = assembly.evaluator(config, data, encoder, collator, stop)
     judged = len(evaluator.samples) if evaluator else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
@@ -123,9 +124,10 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     if family.adapter is not None:
         load_earlier(family.adapter, model, family, recipe)
     compute_in(model, torch_dtype(precision), args.device)
+    found = assembly.prove_model(config, model, encoder, collator, samples)
     unreached = assembly.probe(model, encoder, collator, args.device)
     rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)
-    console.print(summary.recipe_table(rows, unreached, component_kernels(model, family), plain_because))
+    console.print(summary.recipe_table(rows, unreached, component_kernels(model, family), plain_because, found))
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 

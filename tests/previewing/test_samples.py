@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from tests.previewing.making import BAD, BOX, SUPERVISED, dataset, encoder, shown, write_samples
-from tests.support import compose, tiny_processor
+from tests.support import compose, tiny, tiny_processor
 from vlmft.config.media import Augmentation, MediaRules
 from vlmft.data.run_data import open_run_data
 from vlmft.encoding.encoder import Encoded, Encoder
@@ -31,6 +31,25 @@ def path(tmp_path: Path) -> Path:
 def runs(sample: ShownSample) -> list[str]:
     """The supervised pieces, one text for each unbroken run."""
     return ["".join(p.text for p in run) for asked, run in groupby(sample.pieces, lambda p: p.supervised) if asked]
+
+
+def test_a_picture_whose_pixels_cannot_be_told_is_shown_as_it_is_in_its_file(path: Path) -> None:
+    """`model=auto` of a class whose pixels are flat patches; the marks are drawn all the same."""
+    family = compose("model=auto", f"model.path={tiny().folder()}", "model.coordinate_style=thousand").model
+    box = Message("user", (Image(path.parent / "a.png"), "Where? <box>10, 10, 50, 40</box>"))
+    sample = Sample("mine/a", (box, Message("assistant", ("There.",))), rules=MediaRules(coordinates="pixels"))
+    album = Album()
+    (found,) = show([Visit(0, "mine/a", "mine", 7, sample)], Encoder(family, family.load_processor()), album)
+    assert found.error == ""
+    (medium,) = found.media
+    assert (medium.original, medium.seen, medium.num_tokens) == (
+        "112 x 56",
+        "as the checkpoint's processor resizes it",
+        8,
+    )
+    (frame,) = medium.frames
+    assert frame == Frame(0, 56, 112, "as it is in its file: how the tower gets it, model=auto cannot tell", True)
+    assert [mark.text for mark in medium.marks] == ["<box>89, 179, 446, 714</box>"]
 
 
 def test_the_tokens_and_the_mask_are_those_of_training(path: Path) -> None:

@@ -1,5 +1,6 @@
 """Model families, one file each: loading, the names of the components, and what is special in encoding."""
 
+from vlmft.models.auto import Auto
 from vlmft.models.gemma3 import Gemma3, TinyGemma3
 from vlmft.models.glm4v import Glm4v, TinyGlm4v
 from vlmft.models.glm4v_moe import TinyGlm4vMoe
@@ -23,6 +24,7 @@ from vlmft.models.smolvlm import SmolVLM, TinySmolVLM
 from vlmft.models.spec import LearningRates, ModelSpec, Precision
 
 __all__ = [
+    "Auto",
     "Gemma3",
     "Glm4v",
     "Idefics3",

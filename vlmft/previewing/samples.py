@@ -23,6 +23,7 @@ Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
 _STRETCH = 1.25  # of one side against the other, by which rounding to whole patches may change a small picture
 _WHOLE_SIDE = 640  # pixels
+_NOT_KNOWN = "as it is in its file: how the tower gets it, model=auto cannot tell"
 _NOT_SEEN = "not seen like this: whole, to show the marks"
 
 
@@ -191,17 +192,18 @@ def _medium(name: str, planned: PlannedMedium, pixels: Pixels, marks: tuple[Mark
         Frame(album.add(picture), height, width, _label(number, count, planned), bool(marks) and is_whole)
         for number, picture in enumerate(pixels)
     ]
-    if marks and not is_whole:
+    if not count or marks and not is_whole:
         whole = PIL.Image.fromarray(planned.picture() if planned.clip is None else planned.video()[0])
         whole.thumbnail((_WHOLE_SIDE, _WHOLE_SIDE))
-        frames.append(Frame(album.add(np.asarray(whole)), whole.height, whole.width, _NOT_SEEN, True))
+        label = _NOT_SEEN if count else _NOT_KNOWN
+        frames.append(Frame(album.add(np.asarray(whole)), whole.height, whole.width, label, bool(marks)))
     size = f"{width} x {height}"
     return ShownMedium(
         name=name,
         path=str(planned.medium.path),
         original=f"{view.width} x {view.height}",
         changes=tuple(_changes(planned)),
-        seen=size if count == 1 else f"{count} times {size}",
+        seen=size if count == 1 else f"{count} times {size}" if count else "as the checkpoint's processor resizes it",
         num_tokens=planned.written.num_features,
         frames=tuple(frames),
         marks=marks,
