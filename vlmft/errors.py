@@ -50,6 +50,10 @@ class NumericError(VlmftError):
         self.samples = tuple(samples)
 
 
+class ScoringError(VlmftError):
+    """A metric raised, or gave no number in [0, 1]: a fault of its code, not of the answer; names metric and sample."""
+
+
 class DifferentAnswersError(VlmftError):
     """A model that was written does not answer as the one that it was made from, by more than rounding can do."""
 

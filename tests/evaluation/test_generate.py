@@ -12,7 +12,7 @@ from tests.support import CPU, compose, literally, read_llava, save_noise, tiny,
 from vlmft.config.media import MediaRules
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
-from vlmft.errors import DataError
+from vlmft.errors import DataError, ScoringError
 from vlmft.evaluation import Generate
 from vlmft.evaluation.generate import Answer, Evaluator, write_answers
 from vlmft.models import Qwen25VL
@@ -146,6 +146,31 @@ class TestAnswers:
         monkeypatch.setattr(made, "_generate", lambda model, encoded: ["Red.", "six", "", "a black background"])
         made.samples = made.samples[:4]
         assert [answer.scores for answer in made.answer(model)] == [{"exact_match": s} for s in (1.0, 0.0, 0.0, 1.0)]
+
+    def test_that_a_metric_fails_on_are_named(
+        self, evaluator: MakeEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = evaluator()
+        monkeypatch.setattr(made, "_generate", lambda model, encoded: ["red", "six", "", "dark"])
+        monkeypatch.setattr(ExactMatch, "score", lambda self, prediction, reference: 1 / len(prediction))
+        with pytest.raises(ScoringError, match="^metric exact_match, sample mine/none: ZeroDivisionError: division by"):
+            made.answer(model)
+        assert model.training
+
+    def test_a_reference_that_a_metric_cannot_use_is_named_before_any_answer(
+        self, evaluator: MakeEvaluator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def check(self: ExactMatch, reference: str) -> None:
+            if " " in reference:
+                raise DataError(f"its reference {reference!r} is no word")
+
+        monkeypatch.setattr(ExactMatch, "check", check)
+        with pytest.raises(DataError) as caught:
+            evaluator()
+        assert caught.value.problems == (
+            "metric exact_match, sample mine/none: its reference 'jumps over the lazy dog' is no word",
+            "metric exact_match, sample mine/turns: its reference 'a black background' is no word",
+        )
 
     def test_are_written_one_a_line(self, tmp_path: Path, evaluator: MakeEvaluator, model: Any) -> None:
         answers = [*evaluator().answer(model), Answer("mine/ü", "Größe?", "5 µm", "5\nµm", {"exact_match": 0.0})]

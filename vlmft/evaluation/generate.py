@@ -16,7 +16,7 @@ from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
 from vlmft.errors import DataError, StorageError, VlmftError
 from vlmft.evaluation.specs import Generate
-from vlmft.scoring import MetricSpec
+from vlmft.scoring import MetricSpec, check_references, named_score
 from vlmft.types import Sample
 
 
@@ -40,6 +40,9 @@ class Evaluator:
         num_workers: loader processes that encode while the model generates.
         rank, world_size: this process answers its share; all ranks get all answers.
         between_batches: called before each batch; may raise to stop.
+
+    Raises:
+        DataError: a metric cannot compare answers with a sample's reference; all such samples are listed.
     """
 
     def __init__(
@@ -63,12 +66,14 @@ class Evaluator:
         self.rank = rank
         self.world_size = world_size
         self.between_batches = between_batches
+        check_references(metrics, ((s.id, s.messages[-1].text) for s in samples if s.target is None))
 
     def answer(self, model: Any) -> list[Answer]:
         """Answer every sample, in their order. The model is left in the mode that it came in.
 
         Raises:
             DataError: a sample cannot be encoded.
+            ScoringError: a metric fails on an answer; names both.
         """
         mine = range(self.rank, len(self.samples), self.world_size)
         batches = [mine[i : i + self.spec.batch_size] for i in range(0, len(mine), self.spec.batch_size)]
@@ -135,7 +140,10 @@ class Evaluator:
             question=next(message.text for message in reversed(sample.messages) if message.role == "user"),
             reference=reference,
             prediction=prediction,
-            scores={name: metric.score(prediction, reference) for name, metric in self.metrics.items()},
+            scores={
+                name: named_score(name, metric, sample.id, prediction, reference)
+                for name, metric in self.metrics.items()
+            },
         )
 
 

@@ -1,9 +1,13 @@
-"""What every metric answers to."""
+"""What every metric answers to, and how one is asked: by name, for a sample."""
 
+import math
+import traceback
 from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from vlmft.config.spec import Spec
+from vlmft.errors import DataError, ScoringError
 
 
 class MetricSpec(Spec, abstract=True):
@@ -14,4 +18,60 @@ class MetricSpec(Spec, abstract=True):
 
     @abstractmethod
     def score(self, prediction: str, reference: str) -> float:
-        """Return how good `prediction` is, from 0 (worthless) to 1 (perfect)."""
+        """Return how good `prediction` is, from 0 (worthless) to 1 (perfect).
+
+        An answer that is bad, in whatever way, has a score. What is raised says that no score can be given.
+
+        Raises:
+            DataError: as `check`.
+        """
+
+    def check(self, reference: str) -> None:
+        """Do nothing where answers can be compared with `reference`.
+
+        Raises:
+            DataError: they cannot: says what was found and what was expected.
+        """
+
+
+def named_score(name: str, metric: MetricSpec, sample_id: str, prediction: str, reference: str) -> float:
+    """Return the score of a sample's answer by the metric chosen as `name`.
+
+    Raises:
+        DataError: the sample's reference cannot be used.
+        ScoringError: the metric raised something else, or gave no number in [0, 1]. Both name metric and sample.
+    """
+    where = f"metric {name}, sample {sample_id}"
+    answer = f"the answer was {shown(prediction)}"
+    try:
+        score = float(metric.score(prediction, reference))
+    except DataError as error:
+        raise DataError(*(f"{where}: {problem}" for problem in error.problems)) from None
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__}: {error} ({at.filename}:{at.lineno})"
+        raise ScoringError(f"{where}: {what}; {answer}, the reference {shown(reference)}") from error
+    if not (math.isfinite(score) and 0 <= score <= 1):
+        raise ScoringError(f"{where}: a score should be in [0, 1]; found {score}; {answer}")
+    return score
+
+
+def check_references(metrics: Mapping[str, MetricSpec], references: Iterable[tuple[str, str]]) -> None:
+    """Look at all references, (sample id, text) each, before any model answers.
+
+    Raises:
+        DataError: lists every reference that a metric cannot use, with the metric's name and the sample's id.
+    """
+    problems = []
+    for sample_id, reference in references:
+        for name, metric in metrics.items():
+            try:
+                metric.check(reference)
+            except DataError as error:
+                problems += [f"metric {name}, sample {sample_id}: {problem}" for problem in error.problems]
+    DataError.raise_if(problems)
+
+
+def shown(text: str) -> str:
+    """A text of any length as a message quotes it: a long one by its start and its end, where an answer often is."""
+    return repr(text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}")
