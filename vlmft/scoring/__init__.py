@@ -1,6 +1,16 @@
 """Text and answer become a number here; the same functions serve metrics and rewards. Imports no torch."""
 
+from vlmft.scoring.answers import Choice, Correctness, Format
 from vlmft.scoring.base import MetricSpec, check_references, named_score
-from vlmft.scoring.text import ExactMatch
+from vlmft.scoring.text import ExactMatch, Length
 
-__all__ = ["ExactMatch", "MetricSpec", "check_references", "named_score"]
+__all__ = [
+    "Choice",
+    "Correctness",
+    "ExactMatch",
+    "Format",
+    "Length",
+    "MetricSpec",
+    "check_references",
+    "named_score",
+]

@@ -1,9 +1,9 @@
-"""Metrics that compare two strings."""
+"""Metrics on a text as it stands."""
 
 import unicodedata
-from typing import ClassVar
+from typing import ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from vlmft.scoring.base import MetricSpec
 
@@ -44,3 +44,30 @@ class ExactMatch(MetricSpec):
         if self.ignore_punctuation:
             text = text.lstrip(LEADING + " ").rstrip(TRAILING + " ") or text
         return text
+
+
+class Length(MetricSpec):
+    """1 where the whole text, reasoning and all, is from `least` to `most` long, else less. No reference is needed.
+
+    Below `least` it is the share of `least` that is there, above `most` the share that `most` is of the length: with
+    `most` 100, a text of 200 words scores 0.5. A word is what stands between whitespace.
+    """
+
+    unit: Literal["words", "characters"] = Field(default="words", description="what is counted: words or characters")
+    least: int = Field(default=1, ge=0, description="from this length on the score is 1")
+    most: int | None = Field(default=100, ge=1, description="up to this length the score is 1; null: however long")
+
+    @model_validator(mode="after")
+    def _can_be_missed(self) -> Self:
+        if self.most is None and self.least == 0:
+            raise ValueError("least=0 and most=null let every length through; give one of them")
+        if self.most is not None and self.most < self.least:
+            raise ValueError(f"most={self.most} is less than least={self.least}; change one of the two")
+        return self
+
+    def score(self, prediction: str, reference: str) -> float:
+        """Return 1.0 within the bounds, else the share described above."""
+        length = len(prediction.split()) if self.unit == "words" else len(prediction.strip())
+        if length < self.least:
+            return length / self.least
+        return self.most / length if self.most is not None and length > self.most else 1.0
