@@ -2,13 +2,16 @@
 
 from vlmft.scoring.answers import Choice, Correctness, Format
 from vlmft.scoring.base import MetricSpec, check_references, named_score
+from vlmft.scoring.structured import FieldAccuracy, JsonValidity
 from vlmft.scoring.text import ExactMatch, Length
 
 __all__ = [
     "Choice",
     "Correctness",
     "ExactMatch",
+    "FieldAccuracy",
     "Format",
+    "JsonValidity",
     "Length",
     "MetricSpec",
     "check_references",
