@@ -2,10 +2,12 @@
 
 from vlmft.scoring.answers import Choice, Correctness, Format
 from vlmft.scoring.base import MetricSpec, check_references, named_score
+from vlmft.scoring.boxes import BoxIoU
 from vlmft.scoring.structured import FieldAccuracy, JsonValidity
 from vlmft.scoring.text import ExactMatch, Length
 
 __all__ = [
+    "BoxIoU",
     "Choice",
     "Correctness",
     "ExactMatch",
