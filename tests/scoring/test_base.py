@@ -61,6 +61,16 @@ def test_references_that_cannot_be_used_are_listed() -> None:
     check_references(metrics, [("mine/1", "4")])
 
 
+def test_of_many_references_a_few_are_listed() -> None:
+    with pytest.raises(DataError) as caught:
+        check_references({"ratio": Ratio()}, [(f"mine/{i}", "x" * (i % 8 != 0) or "4") for i in range(16)])
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
+        *(f"metric ratio, sample mine/{i}" for i in range(1, 6)),
+        "metric ratio",
+    ]
+    assert caught.value.problems[-1] == "metric ratio: so with 9 more of 16 samples"
+
+
 class Refusing(MetricSpec):
     """Scores nothing."""
 

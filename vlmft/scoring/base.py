@@ -9,6 +9,8 @@ from typing import ClassVar
 from vlmft.config.spec import Spec
 from vlmft.errors import DataError, ScoringError
 
+_LISTED = 5  # references of a metric that a message names: mostly all are wrong, as the metric does not fit the data
+
 
 class MetricSpec(Spec, abstract=True):
     """How a generated answer is compared with the reference answer."""
@@ -60,15 +62,22 @@ def check_references(metrics: Mapping[str, MetricSpec], references: Iterable[tup
     """Look at all references, (sample id, text) each, before any model answers.
 
     Raises:
-        DataError: lists every reference that a metric cannot use, with the metric's name and the sample's id.
+        DataError: lists the references that a metric cannot use, with the metric's name and the sample's id; of each
+            metric the first few, and how many there are beside.
     """
     problems = []
-    for sample_id, reference in references:
-        for name, metric in metrics.items():
+    references = list(references)
+    for name, metric in metrics.items():
+        refused = 0
+        for sample_id, reference in references:
             try:
                 metric.check(reference)
             except DataError as error:
-                problems += [f"metric {name}, sample {sample_id}: {problem}" for problem in error.problems]
+                refused += 1
+                if refused <= _LISTED:
+                    problems += [f"metric {name}, sample {sample_id}: {problem}" for problem in error.problems]
+        if refused > _LISTED:
+            problems.append(f"metric {name}: so with {refused - _LISTED} more of {len(references)} samples")
     DataError.raise_if(problems)
 
 
