@@ -47,14 +47,18 @@ class TestCompare:
         (found,) = summary.compare(None, answers(exact_match=[1, 0]), {"exact_match": ExactMatch()})
         assert (found.base, found.p_value, found.tuned.value) == (None, None, 0.5)
 
-    def test_a_graded_metric_has_no_p_value(self) -> None:
+    def test_a_graded_metric_is_tested_by_permutation(self) -> None:
+        """All of 4 pairs got better, which 2 of 2**4 sign patterns are as far out as."""
         graded, exact = summary.compare(
-            answers(graded=[0.2, 0.4], exact=[0, 0]),
-            answers(graded=[0.5, 0.7], exact=[1, 0]),
+            answers(graded=[0.2, 0.4, 0.1, 0.3], exact=[0, 0, 0, 0]),
+            answers(graded=[0.5, 0.7, 0.4, 0.4], exact=[1, 0, 0, 0]),
             {"graded": Graded(), "exact": ExactMatch()},
         )
-        assert graded.tuned.value == pytest.approx(0.6) and graded.p_value is None
-        assert exact.p_value == 1.0
+        assert graded.tuned.value == pytest.approx(0.5)
+        assert (graded.test, graded.p_value) == ("permutation", pytest.approx(2 / 16))
+        # Student's t for 3 degrees of freedom, 3.1824, times sqrt(0.02 / 4): the deviation is sqrt(0.06 / 3).
+        assert graded.tuned.high == pytest.approx(0.5 + 3.1824 * (0.02 / 4) ** 0.5, abs=1e-4)
+        assert (exact.test, exact.p_value) == ("McNemar", 1.0)
 
 
 class TestResult:
@@ -66,6 +70,7 @@ class TestResult:
         assert result["base"] == {"exact_match": 0.25}
         assert result["tuned"] == {"exact_match": 0.75}
         assert (result["n"], result["p_value"]) == (4, 0.5)
+        assert result["tests"] == {"exact_match": {"name": "McNemar", "p_value": 0.5}}
         low, high = result["intervals"]["tuned"]["exact_match"]
         assert 0.2 < low < 0.75 < high < 1
 
@@ -81,6 +86,14 @@ class TestResult:
         assert "0.0039" in table and " 10 " in table
         for path in ("/runs/x/final", "/runs/x/predictions", "/runs/x/metrics.jsonl"):
             assert path in table
+
+    def test_table_says_which_test_where_there_are_two(self) -> None:
+        kinds = {"m": ExactMatch(), "g": Graded()}
+        base, tuned = answers(m=[0] * 4, g=[0.0, 0.1, 0.2, 0.3]), answers(m=[1] * 4, g=[0.5, 0.5, 0.5, 0.5])
+        table = shown(summary.result_table(summary.compare(base, tuned, kinds), RunFolder(Path("x"))))
+        assert "0.12 (McNemar)" in table and "0.12 (permutation)" in table and " p " in table
+        only = summary.compare(base, tuned, {"g": Graded()})
+        assert "p (permutation)" in shown(summary.result_table(only, RunFolder(Path("x"))))
 
     def test_table_without_a_base(self) -> None:
         comparisons = summary.compare(None, answers(m=[1] * 10), {"m": ExactMatch()})

@@ -19,7 +19,7 @@ from vlmft.config.app import run_app
 from vlmft.data import LLaVADataset
 from vlmft.data.run_data import open_run_data
 from vlmft.errors import ConfigError, DataError, OutOfMemoryError, PreemptedError, StorageError
-from vlmft.evaluation.generate import Evaluator
+from vlmft.evaluation.generate import Answer, Evaluator, read_answers
 from vlmft.models import ModelSpec
 from vlmft.run_folder import RunFolder
 from vlmft.train import TrainConfig, train
@@ -82,7 +82,8 @@ def no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestWholeRun:
     def test_leaves_every_file_that_the_folder_promises(self, run: Run) -> None:
-        ran = run(*SHAPES, FEW_TOKENS, "evaluation.every_steps=1", "trainer.max_steps=3")
+        words = ("evaluation.every_steps=1", "trainer.max_steps=3", "metric=exact_match+length")
+        ran = run(*SHAPES, FEW_TOKENS, *words, "metric.length.least=40", "metric.length.unit=characters")
         assert ran.code == 0, ran.err
         found = sorted(str(path.relative_to(ran.folder.path)) for path in ran.folder.path.rglob("*") if path.is_file())
         expected = [
@@ -112,8 +113,15 @@ class TestWholeRun:
         assert (result["state"], result["exit_code"], result["reason"], result["steps"]) == ("done", 0, "done", 3)
         assert result["pid"] == os.getpid() and result["seconds"] > 0 and result["started"] < result["ended"]
         assert result["train"]["loss"] == [line["loss"] for line in ran.lines if "loss" in line][-1]
-        assert set(result["eval"]) == {"base", "tuned", "intervals", "n", "p_value"}
+        assert set(result["eval"]) == {"base", "tuned", "intervals", "n", "p_value", "tests"}
         assert result["eval"]["n"] == 8
+        for name in ("base", "tuned"):
+            answers = read_answers(ran.folder.predictions / f"{name}.jsonl")
+            lengths = [min(1, len(answer.prediction.strip()) / 40) for answer in answers]
+            assert result["eval"][name]["length"] == pytest.approx(sum(lengths) / 8) and any(
+                0 < length < 1 for length in lengths
+            )
+            assert list(answers[0].scores) == ["exact_match", "length"]
 
         device = json.loads(ran.folder.environment.read_text())["device"]
         assert device["ranks"] == 1 and device["type"] in ("cpu", "cuda")
@@ -122,6 +130,41 @@ class TestWholeRun:
         assert provenance["config"] == ran.folder.config.read_text()
         assert provenance["datasets"]["shapes"]["rows"] == 40
         assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+    def test_is_judged_by_several_metrics(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of 8 samples the base gets none right, in no more than a word; the tuned model 6, in two words each."""
+        said = iter([lambda wanted, i: "no", lambda wanted, i: f"<answer>{wanted if i < 6 else '-'}</answer> so"])
+
+        def answer(self: Evaluator, model: Any) -> list[Answer]:
+            say = next(said)
+            texts = [say(sample.messages[-1].text, i) for i, sample in enumerate(self.samples)]
+            return [self._scored(*pair) for pair in zip(self.samples, texts, strict=True)]
+
+        monkeypatch.setattr(Evaluator, "answer", answer)
+        words = ("metric=length+correctness+format", "metric.length.least=4", "metric.length.most=null")
+        ran = run(*SHAPES, *words)
+        assert ran.code == 0, ran.err
+        found = ran.result["eval"]
+        assert found["base"] == {"length": 0.25, "correctness": 0.0, "format": 0.0}
+        assert found["tuned"] == {"length": 0.5, "correctness": 0.75, "format": 0.0}
+        assert found["tests"] == {
+            "length": {"name": "permutation", "p_value": pytest.approx(2 / 2**8)},  # all of 8 better
+            "correctness": {"name": "McNemar", "p_value": pytest.approx(2 / 2**6)},  # 6 better, none worse
+            "format": {"name": "McNemar", "p_value": 1.0},
+        }
+        assert found["p_value"] == found["tests"]["length"]["p_value"]
+        assert found["intervals"]["tuned"]["length"] == [0.5, 0.5]
+        low, high = found["intervals"]["tuned"]["correctness"]  # Wilson's for 6 of 8
+        assert (low, high) == (pytest.approx(0.4093, abs=1e-4), pytest.approx(0.9285, abs=1e-4))
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in ran.out.splitlines() if line[:1] == "│"]
+        assert rows[-3:] == [
+            ["length", "0.250 [0.250, 0.250]", "0.500 [0.500, 0.500]", "0.0078 (permutation)", "8"],
+            ["correctness", "0.000 [0.000, 0.324]", "0.750 [0.409, 0.929]", "0.031 (McNemar)", "8"],
+            ["format", "0.000 [0.000, 0.324]", "0.000 [0.000, 0.324]", "1 (McNemar)", "8"],
+        ]
+        assert {key: value for key, value in ran.lines[-1].items() if key.startswith("eval/")} == {
+            f"eval/{name}": value for name, value in found["tuned"].items()
+        }
 
     def test_ends_with_the_best_where_it_is_told_to(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         scores = iter([0.2, 0.7, 0.3])  # after the steps 2, 4 and 5
@@ -148,9 +191,17 @@ class TestWholeRun:
                 ("evaluation.best_by=f1", "evaluation.every_steps=2"),
                 "evaluation.best_by: 'f1' is not among this run's metrics: exact_match",
             ),
+            (
+                ("metric=exact_match+iou+json",),
+                "error: metric iou, sample shapes/eval-00000: its reference 'red' has no box; expected",
+            ),
+            (
+                ("metric=length+iou", "metric.length.most=0", "+metric.iou.treshold=1"),
+                "error: metric.iou.treshold: unknown key; did you mean threshold?",
+            ),
         ],
     )
-    def test_a_best_that_cannot_be_found_is_refused(
+    def test_what_the_model_cannot_be_judged_by_is_refused(
         self, run: Run, no_weights: None, words: tuple[str, ...], error: str
     ) -> None:
         ran = run(*SHAPES, *words)

@@ -7,7 +7,7 @@ preview.html       the first samples as the model sees them
 bad_step.json      where a step's numbers were none: {step, reason, samples}
 checkpoints/  final/  predictions/  tb/
 result.json        state, exit_code, reason, steps, seconds, train {...},
-                   eval {base {metric: value}, tuned {metric: value}, p_value}
+                   eval {base {metric: value}, tuned {metric: value}, p_value, tests {metric: {name, p_value}}, ...}
 """
 
 import contextlib

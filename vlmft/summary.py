@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, proportion
+from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, paired_permutation, proportion
 from vlmft.run_folder import RunFolder
 from vlmft.scoring import MetricSpec
 from vlmft.screen import console as console
@@ -28,8 +28,10 @@ class Comparison:
     n: int
     tuned: Interval
     base: Interval | None
+    test: str
+    """Of the difference, two-sided: McNemar (exact) where every score is right or wrong, else permutation (paired)."""
     p_value: float | None
-    """Exact McNemar, two-sided; None without a base, or where the metric is more than right or wrong."""
+    """None without a base."""
 
 
 def compare(
@@ -40,16 +42,15 @@ def compare(
     for metric, spec in metrics.items():
         scores = [answer.scores[metric] for answer in tuned]
         before = [answer.scores[metric] for answer in base] if base else None
-        interval = _accuracy if spec.is_binary else mean_interval
+        interval, (test, p_of) = (_accuracy, _MCNEMAR) if spec.is_binary else (mean_interval, _PERMUTATION)
         comparisons.append(
             Comparison(
                 metric=metric,
                 n=len(scores),
                 tuned=interval(scores),
                 base=interval(before) if before else None,
-                p_value=mcnemar_exact([s == 1 for s in before], [s == 1 for s in scores])
-                if before and spec.is_binary
-                else None,
+                test=test,
+                p_value=p_of(before, scores) if before else None,
             )
         )
     return comparisons
@@ -59,8 +60,16 @@ def _accuracy(scores: Sequence[float]) -> Interval:
     return proportion(round(sum(scores)), len(scores))
 
 
+def _mcnemar(base: Sequence[float], tuned: Sequence[float]) -> float:
+    return mcnemar_exact([score == 1 for score in base], [score == 1 for score in tuned])
+
+
+_MCNEMAR = ("McNemar", _mcnemar)
+_PERMUTATION = ("permutation", paired_permutation)
+
+
 def as_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
-    """The `eval` part of result.json."""
+    """The `eval` part of result.json; its `p_value` is the first metric's."""
     result: dict[str, Any] = {"tuned": {c.metric: c.tuned.value for c in comparisons}}
     if any(c.base for c in comparisons):
         result["base"] = {c.metric: c.base.value for c in comparisons if c.base}
@@ -70,6 +79,7 @@ def as_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     }
     result["n"] = comparisons[0].n
     result["p_value"] = comparisons[0].p_value
+    result["tests"] = {c.metric: {"name": c.test, "p_value": c.p_value} for c in comparisons}
     return result
 
 
@@ -160,10 +170,13 @@ def result_table(comparisons: Sequence[Comparison], folder: RunFolder) -> "Table
     from rich.table import Table
 
     table = Table(title="held-out samples, 95 % intervals", title_justify="left", caption_justify="left")
-    for column in ("", "base", "tuned", "p (McNemar)", "n"):
+    tests = sorted({c.test for c in comparisons})
+    for column in ("", "base", "tuned", f"p ({tests[0]})" if len(tests) == 1 else "p", "n"):
         table.add_column(column, justify="left" if not column else "right")
     for c in comparisons:
         p_value = "-" if c.p_value is None else f"{c.p_value:.2g}"
+        if len(tests) > 1 and c.p_value is not None:
+            p_value += f" ({c.test})"
         table.add_row(c.metric, _interval(c.base), _interval(c.tuned), p_value, str(c.n))
     table.caption = f"tuned model  {folder.final}\nanswers      {folder.predictions}\nmetrics      {folder.metrics}"
     return table

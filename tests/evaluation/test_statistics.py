@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, proportion
+from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, paired_permutation, proportion
 
 Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
@@ -87,6 +87,50 @@ def test_mcnemar_refuses() -> None:
         mcnemar_exact([True, False], [True])
     with pytest.raises(ValueError, match="at least one answer"):
         mcnemar_exact([], [])
+
+
+@pytest.mark.parametrize(
+    ("differences", "p"),
+    [
+        ([0.0, 0.0], 1.0),
+        ([0.5], 1.0),
+        ([0.3, 0.0, 0.1], 2 / 4),  # of 4 sign patterns one is as far out
+        ([0.1, 0.2, 0.4], 2 / 8),
+        ([0.1, 0.2, -0.4], 2 * 4 / 8),  # sums: 7 5 3 1 -1 -3 -5 -7; 4 are at most -1
+        ([0.1, -0.2, 0.4], 2 * 3 / 8),  # sums of at least 3: 3, 5, 7
+        ([0.25] * 10, 2 / 1024),
+        ([0.25] * 9 + [-0.25], 2 * 11 / 1024),
+    ],
+)
+def test_permutation_by_hand(differences: list[float], p: float) -> None:
+    base = [0.5] * len(differences)
+    tuned = [0.5 + difference for difference in differences]
+    assert paired_permutation(base, tuned) == pytest.approx(p, rel=1e-9)
+    assert paired_permutation(tuned, base) == pytest.approx(p, rel=1e-9)
+
+
+def test_permutation_on_right_and_wrong_is_mcnemar() -> None:
+    base, tuned = answers(7, 2, 9, 3)
+    expected = mcnemar_exact(base, tuned)
+    assert paired_permutation([float(s) for s in base], [float(s) for s in tuned]) == pytest.approx(expected, rel=1e-9)
+
+
+def test_permutation_of_many_is_drawn_and_the_same_each_time() -> None:
+    """39 pairs differ, by the same size, 26 of them upwards: the exact test is that of a coin."""
+    differences = [0.1 if i % 3 else -0.1 for i in range(39)] + [0.0] * 5
+    base, tuned = [0.5] * len(differences), [0.5 + difference for difference in differences]
+    p = paired_permutation(base, tuned)
+    exact = 2 * sum(math.comb(39, k) for k in range(14)) / 2**39
+    assert p == pytest.approx(exact, abs=0.01) and exact == pytest.approx(0.0533, abs=1e-4)
+    assert paired_permutation(base, tuned) == p
+    assert paired_permutation([0.0] * 500, [0.3] * 500) == 2 / 10_000
+
+
+def test_permutation_refuses() -> None:
+    with pytest.raises(ValueError, match="found 2 and 1 answers"):
+        paired_permutation([0.1, 0.2], [0.3])
+    with pytest.raises(ValueError, match="at least one answer"):
+        paired_permutation([], [])
 
 
 def test_importing_the_module_imports_no_scipy() -> None:

@@ -290,6 +290,10 @@ class TestCard:
                 "intervals": {"base": {"exact_match": [0.2, 0.3]}, "tuned": {"exact_match": [0.7, 0.8]}},
                 "n": 300,
                 "p_value": 0.001,
+                "tests": {
+                    "exact_match": {"name": "McNemar", "p_value": 0.001},
+                    "iou": {"name": "permutation", "p_value": 0.0312},
+                },
             },
         }
         (final.parent / "result.json").write_text(json.dumps(result))
@@ -308,7 +312,8 @@ class TestCard:
             "12 optimiser steps, computed in fp32.",
             "On 300 held-out samples; in brackets the 95 % interval.",
             "| exact_match | 0.250 [0.200, 0.300] | 0.750 [0.700, 0.800] |",
-            "p = 0.001",
+            "Base against this model, two-sided: exact_match: p = 0.001 (exact McNemar test); iou: p = 0.031 (paired "
+            "permutation test).",
             f"| `model.safetensors` | `{digest}` |",
             "## Intended use\n\n**To be written by the author before this model is published:** whom it is for",
         ):

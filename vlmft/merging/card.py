@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IN_CACHE = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
 
+_TESTS = {"McNemar": "exact McNemar test", "permutation": "paired permutation test"}
 TO_WRITE = "**To be written by the author before this model is published:**"
 
 
@@ -118,8 +119,12 @@ def _metrics(scores: Mapping[str, Any]) -> list[str]:
         ]
         for metric in tuned
     ]
-    p_value = scores.get("p_value")
-    test = [] if p_value is None else ["", f"Exact McNemar test of the first metric, two-sided: p = {p_value:.2g}."]
+    tests = [
+        f"{metric}: p = {test['p_value']:.2g} ({_TESTS[test['name']]})"
+        for metric, test in scores.get("tests", {}).items()
+        if test["p_value"] is not None
+    ]
+    test = ["", f"Base against this model, two-sided: {'; '.join(tests)}."] if tests else []
     held_out = f"On {scores.get('n', '?')} held-out samples; in brackets the 95 % interval."
     return [held_out, "", *_table(["metric", "base", "this model"], rows), *test]
 
