@@ -3,6 +3,7 @@
 from vlmft.scoring.answers import Choice, Correctness, Format
 from vlmft.scoring.base import MetricSpec, check_references, named_score
 from vlmft.scoring.boxes import BoxIoU
+from vlmft.scoring.mathematics import MathCorrectness
 from vlmft.scoring.structured import FieldAccuracy, JsonValidity
 from vlmft.scoring.text import ExactMatch, Length
 
@@ -15,6 +16,7 @@ __all__ = [
     "Format",
     "JsonValidity",
     "Length",
+    "MathCorrectness",
     "MetricSpec",
     "check_references",
     "named_score",
