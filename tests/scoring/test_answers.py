@@ -8,11 +8,10 @@ from vlmft.errors import ConfigError, DataError
 from vlmft.scoring import Choice, Correctness, Format, MetricSpec
 from vlmft.scoring.answers import answer_of
 
-# A GRPO row's answer as Qwen2-VL-Finetune's README gives it: reasoning, a blank line, a letter.
-PUBLISHED = (
-    "<think>Let's analyze the image step-by-step. The image shows a right-angled triangle with points B, C, and A. The "
-    "tangent function is suitable here because it relates the opposite side (BC) to the adjacent side (AB) in a "
-    "right-angled triangle.</think>\n\n<answer>A</answer>"
+# As Qwen2-VL-Finetune's GRPO rows have it: reasoning that names other letters, an empty line, a letter.
+REASONED = (
+    "<think>The triangle with the corners A, B and C has its right angle at B. Of the angle at A, the side BC is the "
+    "opposite one and AB the adjacent one, so the tangent gives it.</think>\n\n<answer>A</answer>"
 )
 
 
@@ -20,7 +19,7 @@ PUBLISHED = (
     ("text", "answer"),
     [
         (" red\n", "red"),
-        (PUBLISHED, "A"),
+        (REASONED, "A"),
         ("<think>red?</think> blue ", "blue"),
         ("<think>red?</think><answer> blue </answer> done", "blue"),
         ("<answer>red</answer> no: <answer>blue</answer>", "blue"),
@@ -36,7 +35,7 @@ def test_the_answer_of_a_text(text: str, answer: str) -> None:
 class TestFormat:
     @pytest.mark.parametrize(
         "text",
-        [PUBLISHED, "<think>a</think><answer>b</answer>", " \n<think>\na\nb\n</think> <answer>\nb\n</answer>\n "],
+        [REASONED, "<think>a</think><answer>b</answer>", " \n<think>\na\nb\n</think> <answer>\nb\n</answer>\n "],
     )
     def test_has_the_form(self, text: str) -> None:
         assert Format().score(text, "") == 1.0
@@ -62,15 +61,15 @@ class TestFormat:
         ],
     )
     def test_has_it_not(self, text: str) -> None:
-        assert Format().score(text, PUBLISHED) == 0.0
+        assert Format().score(text, REASONED) == 0.0
 
 
 class TestCorrectness:
     @pytest.mark.parametrize(
         ("prediction", "reference", "score"),
         [
-            (PUBLISHED, "A", 1.0),
-            ("a.", PUBLISHED, 1.0),
+            (REASONED, "A", 1.0),
+            ("a.", REASONED, 1.0),
             ("<think>Red or blue?</think><answer>Red.</answer>", "red", 1.0),
             ("<think>Red or blue?</think><answer>blue</answer>", "red", 0.0),
             ("<think>red", "red", 0.0),
@@ -120,7 +119,7 @@ class TestChoice:
     )
     def test_states_the_letter(self, text: str) -> None:
         assert Choice().letter(text) == "B"
-        assert Choice().score(text, "B") == Choice().score(PUBLISHED.replace(">A<", ">B<"), text) == 1.0
+        assert Choice().score(text, "B") == Choice().score(REASONED.replace(">A<", ">B<"), text) == 1.0
         assert Choice().score(text, "A") == 0.0
 
     @pytest.mark.parametrize(

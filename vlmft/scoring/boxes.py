@@ -23,8 +23,9 @@ _BARE = re.compile(rf"\[{_PAIR},{_PAIR}\] | \({_PAIR}\)\s*,\s*\({_PAIR}\)", re.V
 class BoxIoU(MetricSpec):
     """How well an answer's boxes cover the reference's: their intersection over union (IoU), matched one to one.
 
-    Boxes stand in the forms of docs/data.md (`"bbox_2d": [...]`, `<box>...</box>`, ...); in a text that has none of
-    these, `[x1, y1, x2, y2]` and `(x1, y1),(x2, y2)` are boxes as well. Both texts use the same numbers, pixels,
+    Boxes are written `"bbox_2d": [x1, y1, x2, y2]`, `"bbox": ...`, `<box>x1,y1,x2,y2</box>` or as
+    `vlmft.data.media.coordinates` says; in a text that has none of these, `[x1, y1, x2, y2]` and `(x1, y1),(x2, y2)`
+    are boxes as well. Both texts use the same numbers, pixels,
     thousandths or shares: the IoU is the same in each. Labels do not matter, and points are no boxes.
 
     Each box is matched with at most one of the other text such that the sum of IoUs is greatest; the score is this sum
