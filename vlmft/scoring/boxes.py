@@ -25,8 +25,8 @@ class BoxIoU(MetricSpec):
 
     Boxes are written `"bbox_2d": [x1, y1, x2, y2]`, `"bbox": ...`, `<box>x1,y1,x2,y2</box>` or as
     `vlmft.data.media.coordinates` says; in a text that has none of these, `[x1, y1, x2, y2]` and `(x1, y1),(x2, y2)`
-    are boxes as well. Both texts use the same numbers, pixels,
-    thousandths or shares: the IoU is the same in each. Labels do not matter, and points are no boxes.
+    are boxes as well. Both texts use the same numbers, pixels, thousandths or shares: the IoU is the same in each.
+    Labels do not matter, and points are no boxes.
 
     Each box is matched with at most one of the other text such that the sum of IoUs is greatest; the score is this sum
     over the number of boxes in the text that has more. So what is missing costs as much as what is too much. Boxes for
