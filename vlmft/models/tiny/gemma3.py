@@ -48,10 +48,15 @@ def build(folder: Path) -> None:
         Gemma3ImageProcessor,
         Gemma3Processor,
         Gemma3TextConfig,
-        SiglipVisionConfig,
     )
 
-    from vlmft.models.tiny.shared import INITIALIZER_RANGE, llama_llm, train_gemma_tokenizer, write_checkpoint
+    from vlmft.models.tiny.shared import (
+        INITIALIZER_RANGE,
+        llama_llm,
+        siglip_tower,
+        train_gemma_tokenizer,
+        write_checkpoint,
+    )
 
     tokenizer = train_gemma_tokenizer(("<start_of_turn>", "<end_of_turn>", *MARKS.values()), extra_special_tokens=MARKS)
     token = tokenizer.convert_tokens_to_ids
@@ -65,15 +70,7 @@ def build(folder: Path) -> None:
     )
     llm = llama_llm(tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=32)
     config = Gemma3Config(
-        vision_config=SiglipVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=56,
-            patch_size=14,
-            vision_use_head=False,
-        ),
+        vision_config=siglip_tower(),
         text_config=Gemma3TextConfig(**llm, layer_types=["sliding_attention", "full_attention"]),
         mm_tokens_per_image=4,
         boi_token_index=token(MARKS["boi_token"]),

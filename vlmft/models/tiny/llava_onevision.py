@@ -30,10 +30,15 @@ def build(folder: Path) -> None:
         LlavaOnevisionProcessor,
         LlavaOnevisionVideoProcessor,
         Qwen2Config,
-        SiglipVisionConfig,
     )
 
-    from vlmft.models.tiny.shared import QWEN_SPECIAL_TOKENS, qwen_llm, train_qwen_tokenizer, write_checkpoint
+    from vlmft.models.tiny.shared import (
+        QWEN_SPECIAL_TOKENS,
+        qwen_llm,
+        siglip_tower,
+        train_qwen_tokenizer,
+        write_checkpoint,
+    )
 
     names = {"image_token": "<image>", "video_token": "<video>"}
     tokenizer = train_qwen_tokenizer((*QWEN_SPECIAL_TOKENS, *names.values()), extra_special_tokens=names)
@@ -49,15 +54,7 @@ def build(folder: Path) -> None:
         chat_template=TEMPLATE,
     )
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=56,
-            patch_size=14,
-            vision_use_head=False,
-        ),
+        vision_config=siglip_tower(),
         text_config=Qwen2Config(**qwen_llm(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 10000.0})),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_index=tokenizer.convert_tokens_to_ids("<video>"),

@@ -11,25 +11,16 @@ def build(folder: Path) -> None:
         PaliGemmaForConditionalGeneration,
         PaliGemmaProcessor,
         SiglipImageProcessor,
-        SiglipVisionConfig,
     )
 
-    from vlmft.models.tiny.shared import llama_llm, train_gemma_tokenizer, write_checkpoint
+    from vlmft.models.tiny.shared import llama_llm, siglip_tower, train_gemma_tokenizer, write_checkpoint
 
     images = SiglipImageProcessor(size={"height": 56, "width": 56})
     images.image_seq_length = 16
     processor = PaliGemmaProcessor(image_processor=images, tokenizer=train_gemma_tokenizer(()))
     llm = llama_llm(processor.tokenizer, head_dim=16, query_pre_attn_scalar=16, sliding_window=32)
     config = PaliGemmaConfig(
-        vision_config=SiglipVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            image_size=56,
-            patch_size=14,
-            vision_use_head=False,
-        ),
+        vision_config=siglip_tower(),
         text_config=Gemma2Config(**llm, layer_types=["sliding_attention", "full_attention"]),
         image_token_index=processor.image_token_id,
         vocab_size=len(processor.tokenizer),

@@ -196,6 +196,21 @@ def llama_llm(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     return config | changes
 
 
+def siglip_tower() -> Any:
+    """The vision config of a SigLIP of 2 layers of width 64, 4 heads: 16 patches of a picture of 56 x 56 pixels."""
+    from transformers import SiglipVisionConfig
+
+    return SiglipVisionConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        image_size=56,
+        patch_size=14,
+        vision_use_head=False,
+    )
+
+
 def qwen_llm(tokenizer: Any, **changes: Any) -> dict[str, Any]:
     """The text config of a tiny Qwen: 2 layers of width 64, 4 heads."""
     token = tokenizer.convert_tokens_to_ids
