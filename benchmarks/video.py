@@ -19,6 +19,7 @@ from typing import Any
 import av
 import numpy as np
 from common import Spread, provenance, show, write_result
+from rich.console import Console
 
 from vlmft.config.media import VideoRule
 from vlmft.data.media.video import choose_frames, probe_video, read_frames
@@ -85,8 +86,8 @@ def readers() -> dict[str, Read]:
     try:
         import_module("vlmft.data.media.video_decoders")._torchcodec()
         found["torchcodec"] = by_torchcodec
-    except ConfigError:
-        pass
+    except ConfigError as error:
+        Console().print(f"without TorchCodec: {error}", markup=False)
     return found | {f"vlmft, {name}": by_vlmft(name) for name in found}
 
 

@@ -19,14 +19,13 @@ from vlmft.data.run_data import RunData, open_run_data
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.encoding.time_limit import TimeLimit
-from vlmft.errors import ConfigError, DataError, VlmftError
+from vlmft.errors import ConfigError, DataError, UnprovenError
 from vlmft.evaluation import Generate
 from vlmft.models import Auto
 from vlmft.run_folder import RunFolder
 from vlmft.training.ranks import rank, world_size
 from vlmft.training.step_plan import StepPlan
 from vlmft.training.stop import StopRequest
-from vlmft.types import Sample
 
 if TYPE_CHECKING:
     import torch
@@ -41,10 +40,6 @@ if TYPE_CHECKING:
     from vlmft.training.sft import SftTrainer
     from vlmft.training.trackers import Guard
 
-
-_PROVEN = 4  # samples of the run on which model=auto is proven
-_FP32_ALIKE = 1e-3  # share of logits by which two ways to compute the same may differ; tiny models: below 1e-6
-_STEPS_ALIKE = 8  # below fp32, in steps of the precision; tiny models in bf16: up to 1.7, 32 random layers 4.7
 
 _PREVIEW_S = 10.0  # for the samples of preview.html; each may take its own sample_timeout_s
 
@@ -121,7 +116,7 @@ def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
     try:
         encoder = Encoder(config.model, processor, config.batching.max_tokens, limit)
     except ConfigError as error:
-        if isinstance(config.model, Auto) and not str(error).startswith("model=auto: "):  # of its chat template
+        if isinstance(config.model, Auto) and not isinstance(error, UnprovenError):  # of its chat template
             raise config.model.refused(type(processor).__name__, "; ".join(error.problems)) from error
         raise
     return encoder, Collator(config.model, processor)
@@ -146,54 +141,6 @@ def check_encoding(config: "TrainConfig", data: RunData, encoder: Encoder) -> No
             problems[found.sample_id] = str(found)
     if len(problems) > config.max_bad_samples:
         raise DataError(*problems.values())
-
-
-def prove_encoding(config: "TrainConfig", data: RunData, encoder: Encoder, collator: Collator) -> list[Sample]:
-    """Of `model=auto`, which no test holds: prove on the first samples that they are encoded as is official.
-
-    Returns:
-        The samples; none where there is nothing to prove, or another rank proves it.
-
-    Raises:
-        ConfigError: the checkpoint cannot be taken; says what failed, and the family to use instead.
-    """
-    from vlmft.encoding.loading import Watch, encode_group
-    from vlmft.encoding.proof import prove_encoding as prove
-    from vlmft.previewing.visits import first
-
-    if not isinstance(config.model, Auto) or rank() != 0:
-        return []
-    _ = config.model.anatomy  # refused before anything is loaded
-    samples = [visit.found for visit in first(data, 2 * _PROVEN) if isinstance(visit.found, Sample)]
-    group = encode_group(encoder, 0, samples, encoder.encode, lambda sample: sample.id, Watch())
-    if isinstance(group, VlmftError):
-        raise group
-    usable = [sample for sample in samples if sample.id not in group.bad][:_PROVEN]  # bad ones have their own bound
-    prove(Encoder(config.model, encoder.processor), collator, usable, config.model.refused)
-    return usable
-
-
-def prove_model(
-    config: "TrainConfig", model: Any, encoder: Encoder, collator: Collator, samples: Sequence[Sample]
-) -> list[str]:
-    """Of `model=auto`: prove the model's half on `samples`; return what was found and proven, in lines for people.
-
-    Raises:
-        ConfigError: as `prove_encoding`.
-    """
-    import torch
-
-    from vlmft.encoding.model_proof import prove_model as prove
-    from vlmft.recipes.dtypes import torch_dtype
-
-    family = config.model
-    if not isinstance(family, Auto) or rank() != 0:
-        return []
-    dtype = torch_dtype(config.precision)
-    tolerance = _FP32_ALIKE if dtype == torch.float32 else _STEPS_ALIKE * torch.finfo(dtype).eps
-    unbounded = Encoder(family, encoder.processor)
-    proven = prove(model, unbounded, collator, samples, family.refused, tolerance, config.batching.max_tokens)
-    return [*family.anatomy.describe(), proven]
 
 
 def preview(

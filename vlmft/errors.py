@@ -30,6 +30,10 @@ class ConfigError(VlmftError):
     exit_code = 2
 
 
+class UnprovenError(ConfigError):
+    """`model=auto` does not take a checkpoint: something of it cannot be found out, or does not hold."""
+
+
 class DataError(VlmftError):
     """A file or sample cannot be used; the message names it."""
 

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlmft import lock, outlet
 from vlmft.errors import InterruptedRunError, NumericError, OutOfMemoryError, StorageError, VlmftError
@@ -14,6 +14,18 @@ from vlmft.launch import bind_to_parent
 from vlmft.run_folder import RunFolder
 from vlmft.training.ranks import rank, world_size
 from vlmft.training.stop import StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import torch
+    from rich.console import Console
+
+    from vlmft.encoding.collate import Collator
+    from vlmft.encoding.encoder import Encoder
+    from vlmft.recipes.table import ComponentRow
+    from vlmft.train import TrainConfig
+    from vlmft.types import Sample
 
 
 def main() -> NoReturn:
@@ -87,14 +99,9 @@ def classify(error: BaseException) -> VlmftError | None:
 
 def work(folder: RunFolder, stop: StopRequest) -> None:
     """One run, from its config to its table."""
-    from vlmft import assembly, summary
+    from vlmft import assembly, proving, summary
     from vlmft.config.app import load_config
-    from vlmft.models.kernels import use_kernels
-    from vlmft.recipes.apply import apply_recipe
-    from vlmft.recipes.base import load_base
-    from vlmft.recipes.dtypes import compute_in, torch_dtype
-    from vlmft.recipes.saved import hash_weights, load_earlier, save
-    from vlmft.recipes.table import component_kernels, component_rows
+    from vlmft.recipes.saved import hash_weights, save
     from vlmft.train import TrainConfig
 
     console = summary.console(quiet=rank() != 0)
@@ -110,24 +117,14 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     processor = family.load_processor()
     encoder, collator = assembly.encoding(config, processor)
     assembly.check_encoding(config, data, encoder)
-    samples = assembly.prove_encoding(config, data, encoder, collator)
+    proven = proving.prove_encoding(config, data, encoder, collator)
     evaluator = assembly.evaluator(config, data, encoder, collator, stop)
     judged = len(evaluator.samples) if evaluator else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
     assembly.preview(config, folder, data, encoder, trackers, console)
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
-    assembly.seed_everything(config.seed)
-    model = load_base(family, recipe, torch_dtype(precision), args.device)
-    plain_because = use_kernels(model, family.kernels)
-    model = apply_recipe(model, recipe, family, torch_dtype(precision))
-    if family.adapter is not None:
-        load_earlier(family.adapter, model, family, recipe)
-    compute_in(model, torch_dtype(precision), args.device)
-    found = assembly.prove_model(config, model, encoder, collator, samples)
-    unreached = assembly.probe(model, encoder, collator, args.device)
-    rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)
-    console.print(summary.recipe_table(rows, unreached, component_kernels(model, family), plain_because, found))
+    model, unreached, rows = ready_model(config, args.device, encoder, collator, proven, console)
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 
@@ -160,6 +157,42 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     if rank() == 0:
         folder.finish(0, "done", **result, **assembly.size(rows, args.device))
     assembly.leave_process_group()
+
+
+def ready_model(
+    config: "TrainConfig",
+    device: "torch.device",
+    encoder: "Encoder",
+    collator: "Collator",
+    proven: "Sequence[Sample]",
+    console: "Console",
+) -> "tuple[Any, list[str], list[ComponentRow]]":
+    """The model as it trains, with what no gradient reaches and its components' rows; the table of them is shown.
+
+    Args:
+        proven: the samples on which `model=auto` has proven the encoding.
+    """
+    from vlmft import assembly, proving, summary
+    from vlmft.models.kernels import use_kernels
+    from vlmft.recipes.apply import apply_recipe
+    from vlmft.recipes.base import load_base
+    from vlmft.recipes.dtypes import compute_in, torch_dtype
+    from vlmft.recipes.saved import load_earlier
+    from vlmft.recipes.table import component_kernels, component_rows
+
+    family, recipe, dtype = config.model, config.recipe, torch_dtype(config.precision)
+    assembly.seed_everything(config.seed)
+    model = load_base(family, recipe, dtype, device)
+    plain_because = use_kernels(model, family.kernels)
+    model = apply_recipe(model, recipe, family, dtype)
+    if family.adapter is not None:
+        load_earlier(family.adapter, model, family, recipe)
+    compute_in(model, dtype, device)
+    found = proving.prove_model(config, model, encoder, collator, proven)
+    unreached = assembly.probe(model, encoder, collator, device)
+    rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)
+    console.print(summary.recipe_table(rows, unreached, component_kernels(model, family), plain_because, found))
+    return model, unreached, rows
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmft.config.roots import builtin_folder
-from vlmft.errors import ConfigError
+from vlmft.errors import UnprovenError
 from vlmft.models.components import parameters_by_component
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ def dissect(model: Any) -> Anatomy:
     projector is what lies outside of both; where that is nothing, what the tower names a merger or the like.
 
     Raises:
-        ConfigError: one of the three cannot be told; there is an audio encoder, a second tower or a generator beside
+        UnprovenError: one of the three cannot be told; there is an audio encoder, a second tower or a generator beside
             them; the LLM is an encoder with a decoder; or the head cannot be asked for some tokens alone.
     """
 
-    def cannot(reason: str) -> ConfigError:
+    def cannot(reason: str) -> UnprovenError:
         return refused(type(model).__name__, model.config, reason)
 
     if any(getattr(c, "is_encoder_decoder", False) for c in (model.config, model.config.get_text_config(decoder=True))):
@@ -81,7 +81,7 @@ def dissect(model: Any) -> Anatomy:
     return Anatomy(paths, found, frozenset(bare))
 
 
-def refused(what: str, config: Any, reason: str) -> ConfigError:
+def refused(what: str, config: Any, reason: str) -> UnprovenError:
     """Why `model=auto` does not take a checkpoint, and the family of vlmft's own that does, where there is one.
 
     Args:
@@ -95,7 +95,7 @@ def refused(what: str, config: Any, reason: str) -> ConfigError:
         else f"  no family of vlmft's own fits its model_type ({config.model_type}); to write one, see "
         'CONTRIBUTING.md, "a model family"'
     )
-    return ConfigError(f"model=auto: {what}: {reason}", fix)
+    return UnprovenError(f"model=auto: {what}: {reason}", fix)
 
 
 def family_of(config: Any) -> str | None:

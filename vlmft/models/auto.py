@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from pydantic import Field
 
 from vlmft.config.media import PixelBudget
-from vlmft.errors import ConfigError
+from vlmft.errors import ConfigError, UnprovenError
 from vlmft.models.anatomy import Anatomy, dissect, refused
 from vlmft.models.asking import learn
 from vlmft.models.manner import Manner
@@ -72,7 +72,7 @@ class Auto(ModelSpec):
         self._refuse_other_tasks()
         return super().skeleton()
 
-    def refused(self, what: str, reason: str) -> ConfigError:
+    def refused(self, what: str, reason: str) -> UnprovenError:
         """The error that `model=auto` does not take the checkpoint. `what` is the class that `reason` is about."""
         return refused(what, self._config, reason)
 
