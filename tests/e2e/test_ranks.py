@@ -42,12 +42,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Train a recipe on one rank, in this process; returns its run folder."""
+def alone(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Train a recipe, and further words, on one rank, in this process; returns its run folder."""
 
-    def run(recipe: str) -> Path:
+    def run(recipe: str, *words: str) -> Path:
         monkeypatch.setenv("VLMFT_PATH", str(home))
-        assert run_here(*SAME, f"recipe={recipe}", f"run.dir={tmp_path / recipe}") == 0
+        assert run_here(*SAME, f"recipe={recipe}", f"run.dir={tmp_path / recipe}", *words) == 0
         return tmp_path / recipe
 
     return run
@@ -74,6 +74,23 @@ def test_two_ranks_train_what_one_does(typed: Typed, home: Path, alone: Callable
     assert "2 samples a step = 2 ranks x 1; 6 steps x 2 = 12 samples" in ended.out
     assert_same_training(alone(recipe), ended.run)
     assert [line["step"] for line in ended.lines] == list(range(1, 7))  # rank 0 alone writes
+
+
+@pytest.mark.slow
+def test_ranks_take_equally_many_micro_batches_where_samples_cannot_share_one(
+    typed: Typed, home: Path, alone: Callable[..., Path]
+) -> None:
+    """Of Llama 3.2 Vision samples with no, one and two pictures lie apart: one rank has more kinds than the other."""
+    rows = [row for row in json.loads((home / "data/dataset.json").read_text()) if row["id"] != "system"]
+    (home / "data/apart.json").write_text(json.dumps(rows))
+    entry(home, "apart", data_path="data/apart.json")
+    words = ("dataset=apart", "model=tiny_mllama", "global_batch_size=4")
+    ended = typed(*SAME, *words, "recipe=lora_llm", "strategy.ranks=2", VLMFT_PATH=str(home))
+    assert ended.code == 0, ended.err
+    whole = alone("lora_llm", *words)
+    assert_same_training(whole, ended.run)
+    cut = [[line["micro_batches"] for line in read_lines(run)] for run in (whole, ended.run)]
+    assert max(cut[0]) == 3 and set(cut[1]) == {1, 2}, cut  # a rank has two samples of a step
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.models.families import (
     FAMILIES,
+    FRAMES_FPS,
     Family,
     asked,
     collator_of,
@@ -24,7 +25,7 @@ from tests.models.families import (
 from tests.support import CPU
 from vlmft.encoding.encoder import Encoded
 from vlmft.models.components import blocks_of, parameters_by_component
-from vlmft.types import Image, Message, Sample
+from vlmft.types import Image, Message, Sample, Video
 
 SIZES = [(56, 56), (30, 44), (57, 111), (300, 280), (20, 260), (400, 90)]
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -177,3 +178,7 @@ def test_a_sample_s_logits_do_not_depend_on_its_batch(family: Family, tmp_path: 
     # Behind weights that a class begins with zeros no picture would be seen, and little of this would prove anything.
     other = encoder.encode(asked(picture(tmp_path, 300, 100, 9), "What colour?"))
     assert float((logits([other]) - logits([encoded[1]])).abs().max()) > 0.01
+    if family.video:  # the same frames in another order
+        frames = video(tmp_path, 4, 56, 84).frames
+        other = encoder.encode(asked(Video(tmp_path, frames[::-1], FRAMES_FPS), "What happens?"))
+        assert float((logits([other]) - logits([encoded[4]])).abs().max()) > 0.01
