@@ -70,11 +70,13 @@ def test_ends_that_an_adapter_has_untied_stay_untied(tmp_path: Path) -> None:
 def test_the_processor_is_the_trainings_own(tmp_path: Path) -> None:
     config = compose("recipe=projector", "model.image.max_pixels=3136", "model.image.min_pixels=1568")
     final = save_trained(train(config, steps=0), tmp_path / "final")
-    (final / "chat_template.jinja").write_text("{{ 'mine: ' }}{{ messages[0].content[0].text }}")
+    template = (final / "chat_template.jinja").read_text()
+    (final / "chat_template.jinja").write_text("{{ 'mine: ' }}" + template)
     processor = AutoProcessor.from_pretrained(merge(tmp_path, final, samples=0))
     assert dict(processor.image_processor.size) == {"shortest_edge": 1568, "longest_edge": 3136}
     asked = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
-    assert processor.apply_chat_template(asked, tokenize=False) == "mine: What?"
+    written = processor.apply_chat_template(asked, tokenize=False)
+    assert written.startswith("mine: <|im_start|>") and written.endswith("What?<|im_end|>\n")
 
 
 def test_the_processor_knows_the_trainings_frame_rule(tmp_path: Path) -> None:
@@ -326,6 +328,26 @@ class TestCard:
         assert card.data.base_model is None
         text = (tmp_path / "merged" / "README.md").read_text()
         assert "\n# base_model: the base's id on the hub, where it has one" in text.partition("\n---\n")[0]
+
+    def test_says_how_to_ask_where_the_template_alone_does_not(self, tmp_path: Path, capsys: Any) -> None:
+        for model, said in (
+            (
+                "tiny_qwen35",
+                "It was trained to answer without thinking: `apply_chat_template(..., enable_thinking=False)`",
+            ),
+            (
+                "tiny_glm46v",
+                r"It was trained to answer behind `'<|assistant|>\n<think></think>\n'`, which its chat template",
+            ),
+            ("tiny_llava_onevision", None),
+        ):
+            final = save_trained(
+                train(compose(f"model={model}", "recipe=projector"), steps=0), tmp_path / model / "final"
+            )
+            card = (merge(tmp_path / model, final, samples=0) / "README.md").read_text()
+            printed = "".join(capsys.readouterr().out.split())
+            assert ("It was trained to answer" in card) == ("prompts" in printed) == (said is not None)
+            assert said is None or said in card
 
     def test_without_a_score_there_is_none(self, tmp_path: Path) -> None:
         folder = merge(tmp_path, save_trained(trained_recipe("fft"), tmp_path / "final"), samples=0)

@@ -54,6 +54,8 @@ class Family:
     """The recipes that `make test` takes it through; `make test-slow` takes it through all."""
     mixed: bool = True
     """Its own processor can take pictures and videos together, to be compared with."""
+    asked_by: str | None = None
+    """What its own template has to be told, or what a prompt has to end in, for an answer as it is trained."""
     prefix: bool = False
     """It takes one question about pictures and its answer; no text alone, no second question."""
 
@@ -148,6 +150,7 @@ FAMILIES = [
         tower_linear=r"attn\.(qkv|proj)$|mlp\.linear_fc[12]$",
         llm_linear=r"layers\.\d+\.(self_attn\.[qkvo]_proj|linear_attn\.(in_proj_(qkv|z|b|a)|out_proj)"
         r"|mlp\.(gate|up|down)_proj)$",
+        asked_by="enable_thinking=False",
         slice=("lora_vt_llm",),
     ),
     Family(
@@ -235,7 +238,13 @@ FAMILIES = [
     Family("mistral3", "Mistral3ForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
     Family("pixtral", "LlavaForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
     Family("glm4v", "Glm4vForConditionalGeneration", _answers("<|endoftext|>"), **GLM_TOWER),
-    Family("glm46v", "Glm46VForConditionalGeneration", _answers("<|endoftext|>"), **GLM_TOWER),
+    Family(
+        "glm46v",
+        "Glm46VForConditionalGeneration",
+        _answers("<|endoftext|>"),
+        **GLM_TOWER,
+        asked_by=r"'<|assistant|>\n<think></think>\n'",
+    ),
     Family(
         "glm4v_moe",
         "Glm4vMoeForConditionalGeneration",
@@ -243,6 +252,7 @@ FAMILIES = [
         **GLM_TOWER,
         experts=("model.language_model.layers.1.mlp.experts",),
         **MIXTURE,
+        asked_by=r"'<|assistant|>\n<think></think>\n'",
     ),
     Family(
         "molmo2",

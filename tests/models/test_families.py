@@ -120,6 +120,17 @@ def test_answers_and_their_ends_are_trained_and_nothing_else(family: Family, tmp
 
 
 @each
+def test_what_is_trained_is_what_a_prompt_asks_for(family: Family) -> None:
+    """The template's own prompt is what stands before an answer in training; else a merge says how to ask."""
+    chat = encoder_of(family).chat
+    assert chat.asked_by() == family.asked_by
+    sample = asked(*((Image(Path("/a.png")),) if family.prefix else ()), "What colour?")
+    trained = chat.render(sample)
+    alone = chat.prompt(Sample("mine/1", sample.messages[:1]))
+    assert (trained.text[: trained.spans[-1][0]] == alone) == (family.asked_by is None)
+
+
+@each
 def test_every_parameter_is_in_exactly_one_component(family: Family) -> None:
     model = family.spec.load_model(CPU)
     assert type(model).__name__ == family.model_class

@@ -119,6 +119,23 @@ class ChatFormat:
         asked = before if last.role == "assistant" else sample.messages
         return self._finish(sample.id, self._locate(sample, asked, generation=True))[0]
 
+    def asked_by(self) -> str | None:
+        """What a prompt has to be told, or to end in, for the model to answer as it is trained to; None: nothing.
+
+        Templates that think open a block of thinking in a prompt, which training closes before an answer without one.
+        """
+        turns: list[tuple[Role, str]] = [("user", QUESTION.format(0)), ("assistant", ANSWER.format(0))]
+        question, answered = (
+            self._apply([_turn(*turn, self._in_parts) for turn in part]) for part in (turns[:1], turns)
+        )
+        trained = answered[: answered.index(ANSWER.format(0))]
+        asked = [_turn(*turns[0], self._in_parts)]
+        if trained == self._apply(asked, generation=True) + self._lead:
+            return None
+        if trained == self._apply(asked, generation=True, enable_thinking=False):
+            return "enable_thinking=False"
+        return repr(trained.removeprefix(question))
+
     def reference(self, sample: Sample) -> str:
         """The last answer, as its author wrote it."""
         return sample.messages[_last_answer(sample)].text
@@ -269,9 +286,9 @@ class ChatFormat:
                     "text alone there: move it to a user's turn"
                 )
 
-    def _apply(self, conversation: list[dict[str, Any]], generation: bool = False) -> str:
-        text = self.renderer.apply_chat_template(conversation, tokenize=False, add_generation_prompt=generation)
-        return str(text)
+    def _apply(self, conversation: list[dict[str, Any]], generation: bool = False, **options: Any) -> str:
+        options |= {"tokenize": False, "add_generation_prompt": generation}
+        return str(self.renderer.apply_chat_template(conversation, **options))
 
     def _locate(self, sample: Sample, messages: Sequence[Message], generation: bool) -> Located:
         self._check(sample)

@@ -19,12 +19,13 @@ _TESTS = {"McNemar": "exact McNemar test", "permutation": "paired permutation te
 TO_WRITE = "**To be written by the author before this model is published:**"
 
 
-def model_card(saved: "Saved", base_model: str | None, dtype: str) -> str:
+def model_card(saved: "Saved", base_model: str | None, dtype: str, asked_by: str | None) -> str:
     """The card of what `saved` becomes when it is merged.
 
     Args:
         base_model: the base's id on the hub; None: where the run's own base has one.
         dtype: of the merged weights.
+        asked_by: what the chat template has to be told for prompts (`ChatFormat.asked_by`), if anything.
     """
     from huggingface_hub import ModelCardData
 
@@ -52,6 +53,7 @@ def model_card(saved: "Saved", base_model: str | None, dtype: str) -> str:
             f"A vision-language model, fine-tuned with vlmft from {base or 'a local checkpoint'}. The weights are "
             f"merged into their base, in {dtype}; transformers loads them with `AutoModelForImageTextToText` and "
             "`AutoProcessor`.",
+            *(["", f"{prompts_need(asked_by)}."] if asked_by else []),
             "",
             "## Intended use",
             "",
@@ -76,6 +78,13 @@ def model_card(saved: "Saved", base_model: str | None, dtype: str) -> str:
             "",
         ]
     )
+
+
+def prompts_need(asked_by: str) -> str:
+    """What whoever serves the model has to know, where its template's prompt is not what training has answered."""
+    if asked_by == "enable_thinking=False":
+        return "It was trained to answer without thinking: `apply_chat_template(..., enable_thinking=False)` asks so"
+    return f"It was trained to answer behind `{asked_by}`, which its chat template does not write: end prompts so"
 
 
 def hub_id(family: ModelSpec) -> str | None:

@@ -37,7 +37,8 @@ TEXT_PROMPTS = (
 def write(exchange: Exchange) -> None:
     """Answer the samples with the trained model, merge it, and write the folder."""
     from vlmft import assembly, summary
-    from vlmft.merging.card import model_card
+    from vlmft.encoding.encoder import Encoder
+    from vlmft.merging.card import model_card, prompts_need
     from vlmft.recipes.merge import load_merged
     from vlmft.recipes.saved import open_saved
 
@@ -61,7 +62,10 @@ def write(exchange: Exchange) -> None:
             f"({rounded.name})"
         )
     save_plain(model, saved, request.out, request.max_shard_size)
-    card = model_card(saved, request.base_model, dtype)
+    asked_by = Encoder(saved.family, saved.load_processor()).chat.asked_by()
+    if asked_by:
+        console.print(f"prompts  {prompts_need(asked_by)}", markup=False)
+    card = model_card(saved, request.base_model, dtype, asked_by)
     (request.out / "README.md").write_text(card, encoding="utf-8")
     exchange.put_handover(Handover(tuple(asked), *ends, str(device), coarser(dtype, saved.precision)))
 

@@ -1,6 +1,7 @@
 """LLaVA-OneVision: SigLIP's tower, tiles for a picture that stands alone, pooled frames for a video, a Qwen2 LLM."""
 
 import math
+import re
 from collections.abc import Sequence
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_HEADER = re.compile(r"(message(?:\.role|\['role'\])) \+ ' '")
+
+
 class LlavaOnevision(AnyRes):
     """A checkpoint of transformers' `LlavaOnevisionForConditionalGeneration`.
 
     A picture is cut into tiles where it is its sample's only one; several are seen whole, as the family was trained.
     """
+
+    def load_processor(self) -> Any:
+        """See `ModelSpec`; its chat template begins an answer that is given as it begins one that is asked for.
+
+        The published one writes a space behind every role, but none in the prompt: what is trained would not be what
+        the model is asked by.
+        """
+        processor = super().load_processor()
+        processor.chat_template = _HEADER.sub(r"\1 + ('' if \1 == 'assistant' else ' ')", processor.chat_template or "")
+        return processor
 
     def load_model(self, device: "torch.device", quantization: Any = None) -> Any:
         """See `ModelSpec`; the model then takes videos of different lengths in one batch."""
