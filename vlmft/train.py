@@ -69,10 +69,11 @@ def main() -> NoReturn:
     from vlmft.sweeps.finish import finish_sweep
     from vlmft.sweeps.pool import run_jobs
     from vlmft.sweeps.study import search
+    from vlmft.training.ranks import leave
 
     bind_to_parent()  # as a job of a sweep's pool
     code = run_app("train", TrainConfig, train, sweep_done=finish_sweep, run_jobs=run_jobs, run_search=search)
-    sys.exit(code)
+    leave(code)
 
 
 def train(config: TrainConfig, composition: Composition) -> int:

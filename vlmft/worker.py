@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import signal
 import sys
 import traceback
@@ -12,7 +11,7 @@ from vlmft import lock, outlet
 from vlmft.errors import InterruptedRunError, NumericError, OutOfMemoryError, StorageError, VlmftError
 from vlmft.launch import bind_to_parent
 from vlmft.run_folder import RunFolder
-from vlmft.training.ranks import rank, world_size
+from vlmft.training.ranks import leave, rank, world_size
 from vlmft.training.stop import StopRequest
 
 if TYPE_CHECKING:
@@ -31,14 +30,7 @@ if TYPE_CHECKING:
 def main() -> NoReturn:
     """Entry of a rank that the driver started."""
     bind_to_parent()
-    code = run_rank(RunFolder.open(sys.argv[1]))
-    if code and world_size() > 1:
-        # Without the way out: a process group that is not left in order has threads, and they abort now and then when
-        # the other ranks are gone. Everything is written, and the driver ends what this process has started.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
+    leave(run_rank(RunFolder.open(sys.argv[1])))
 
 
 def run_rank(folder: RunFolder) -> int:
