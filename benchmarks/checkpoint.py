@@ -80,11 +80,11 @@ def measure(folder: Path, path: Path | None, recipe: str, rounds: int) -> dict[s
     from vlmft.run_folder import RunFolder
     from vlmft.train import TrainConfig
     from vlmft.train import train as drive
-    from vlmft.training.sft import SftTrainer
     from vlmft.training.stop import StopRequest
+    from vlmft.training.trainer import StepTrainer
 
     figures: dict[str, Any] = {}
-    plain_train = SftTrainer.train
+    plain_train = StepTrainer.train
 
     def train(trainer: Any) -> None:
         plain_train(trainer)
@@ -112,7 +112,7 @@ def measure(folder: Path, path: Path | None, recipe: str, rounds: int) -> dict[s
     with (
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         patch("vlmft.summary.console", lambda **_: Console(file=nowhere)),
-        patch.object(SftTrainer, "train", train),
+        patch.object(StepTrainer, "train", train),
         patch("vlmft.launch.run_ranks", run_rank),
     ):
         if run_app("train", TrainConfig, drive, argv=words) or not figures:

@@ -109,11 +109,11 @@ def train_in_turns(num_steps: int, workers: int) -> "TurnTaking":
     from vlmft.run_folder import RunFolder
     from vlmft.train import TrainConfig
     from vlmft.train import train as drive
-    from vlmft.training.sft import SftTrainer
     from vlmft.training.stop import StopRequest
+    from vlmft.training.trainer import StepTrainer
 
     trainers: list[Any] = []
-    plain_train = SftTrainer.train
+    plain_train = StepTrainer.train
 
     def train(trainer: Any) -> None:
         trainer.parts.loader = TurnTaking(trainer)
@@ -136,7 +136,7 @@ def train_in_turns(num_steps: int, workers: int) -> "TurnTaking":
         open(os.devnull, "w", encoding="utf-8") as nowhere,
         # A terminal, so that the bar is drawn as a user sees it; nobody looks at this one.
         patch("vlmft.summary.console", lambda **_: Console(file=nowhere, force_terminal=True)),
-        patch.object(SftTrainer, "train", train),
+        patch.object(StepTrainer, "train", train),
         patch("vlmft.launch.run_ranks", run_rank),
     ):
         if run_app("train", TrainConfig, drive, argv=[*words, f"run.dir={folder}/run"]):

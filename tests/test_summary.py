@@ -7,7 +7,8 @@ from rich.console import Console
 
 from vlmft import summary
 from vlmft.data.check import CheckReport
-from vlmft.evaluation.generate import Answer
+from vlmft.evaluation.answers import Answer
+from vlmft.evaluation.compare import compare
 from vlmft.models.kernels import KernelsInUse
 from vlmft.recipes.table import ComponentRow
 from vlmft.run_folder import RunFolder
@@ -37,19 +38,19 @@ class TestCompare:
         """10 samples: base right on 3, tuned on 8; tuned alone on 6, base alone on 1, so p = 2 * (1 + 7) / 2**7."""
         base = answers(exact_match=[1, 1, 1] + [0] * 7)
         tuned = answers(exact_match=[0] + [1] * 8 + [0])
-        (found,) = summary.compare(base, tuned, {"exact_match": ExactMatch()})
+        (found,) = compare(base, tuned, {"exact_match": ExactMatch()})
         assert (found.metric, found.n, found.tuned.value, found.p_value) == ("exact_match", 10, 0.8, 2 * 8 / 128)
         assert found.base is not None and found.base.value == 0.3
         # Wilson's interval for 8 of 10, by hand: (0.8 + z2/20 +- z sqrt(0.016 + z2/400)) / (1 + z2/10), z2 = 3.8415.
         assert (found.tuned.low, found.tuned.high) == (pytest.approx(0.4902, abs=1e-4), pytest.approx(0.9433, abs=1e-4))
 
     def test_without_a_base_nothing_is_compared(self) -> None:
-        (found,) = summary.compare(None, answers(exact_match=[1, 0]), {"exact_match": ExactMatch()})
+        (found,) = compare(None, answers(exact_match=[1, 0]), {"exact_match": ExactMatch()})
         assert (found.base, found.p_value, found.tuned.value) == (None, None, 0.5)
 
     def test_a_graded_metric_is_tested_by_permutation(self) -> None:
         """All of 4 pairs got better, which 2 of 2**4 sign patterns are as far out as."""
-        graded, exact = summary.compare(
+        graded, exact = compare(
             answers(graded=[0.2, 0.4, 0.1, 0.3], exact=[0, 0, 0, 0]),
             answers(graded=[0.5, 0.7, 0.4, 0.4], exact=[1, 0, 0, 0]),
             {"graded": Graded(), "exact": ExactMatch()},
@@ -63,7 +64,7 @@ class TestCompare:
 
 class TestResult:
     def test_has_base_tuned_intervals_and_p_value(self) -> None:
-        comparisons = summary.compare(
+        comparisons = compare(
             answers(exact_match=[0, 0, 0, 1]), answers(exact_match=[1, 1, 0, 1]), {"exact_match": ExactMatch()}
         )
         result = summary.as_result(comparisons)
@@ -75,11 +76,11 @@ class TestResult:
         assert 0.2 < low < 0.75 < high < 1
 
     def test_has_no_base_where_there_was_none(self) -> None:
-        result = summary.as_result(summary.compare(None, answers(m=[1]), {"m": ExactMatch()}))
+        result = summary.as_result(compare(None, answers(m=[1]), {"m": ExactMatch()}))
         assert "base" not in result and result["p_value"] is None
 
     def test_table_shows_all_of_it(self, tmp_path: Path) -> None:
-        comparisons = summary.compare(answers(m=[0] * 9 + [1]), answers(m=[1] * 10), {"m": ExactMatch()})
+        comparisons = compare(answers(m=[0] * 9 + [1]), answers(m=[1] * 10), {"m": ExactMatch()})
         table = shown(summary.result_table(comparisons, RunFolder(Path("/runs/x"))))
         assert "base" in table and "tuned" in table and "p (McNemar)" in table
         assert "0.100 [0.018, 0.404]" in table and "1.000 [0.722, 1.000]" in table
@@ -90,13 +91,13 @@ class TestResult:
     def test_table_says_which_test_where_there_are_two(self) -> None:
         kinds = {"m": ExactMatch(), "g": Graded()}
         base, tuned = answers(m=[0] * 4, g=[0.0, 0.1, 0.2, 0.3]), answers(m=[1] * 4, g=[0.5, 0.5, 0.5, 0.5])
-        table = shown(summary.result_table(summary.compare(base, tuned, kinds), RunFolder(Path("x"))))
+        table = shown(summary.result_table(compare(base, tuned, kinds), RunFolder(Path("x"))))
         assert "0.12 (McNemar)" in table and "0.12 (permutation)" in table and " p " in table
-        only = summary.compare(base, tuned, {"g": Graded()})
+        only = compare(base, tuned, {"g": Graded()})
         assert "p (permutation)" in shown(summary.result_table(only, RunFolder(Path("x"))))
 
     def test_table_without_a_base(self) -> None:
-        comparisons = summary.compare(None, answers(m=[1] * 10), {"m": ExactMatch()})
+        comparisons = compare(None, answers(m=[1] * 10), {"m": ExactMatch()})
         row = next(
             line
             for line in shown(summary.result_table(comparisons, RunFolder(Path("x")))).splitlines()

@@ -14,16 +14,18 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import literally
-from vlmft import assembly, worker
+from vlmft import worker
 from vlmft.config.app import run_app
 from vlmft.data import LLaVADataset
 from vlmft.data.run_data import open_run_data
 from vlmft.errors import ConfigError, DataError, OutOfMemoryError, PreemptedError, StorageError
-from vlmft.evaluation.generate import Answer, Evaluator, read_answers
+from vlmft.evaluation.answers import Answer, read_answers
+from vlmft.evaluation.generate import Evaluator
 from vlmft.models import ModelSpec
 from vlmft.run_folder import RunFolder
+from vlmft.tasks import base
 from vlmft.train import TrainConfig, train
-from vlmft.training.sft import SftTrainer
+from vlmft.training.trainer import StepTrainer
 
 SHAPES = ("dataset.shapes.train_samples=40", "dataset.shapes.eval_samples=8")
 FEW_TOKENS = "evaluation.max_new_tokens=4"
@@ -168,7 +170,7 @@ class TestWholeRun:
 
     def test_ends_with_the_best_where_it_is_told_to(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         scores = iter([0.2, 0.7, 0.3])  # after the steps 2, 4 and 5
-        monkeypatch.setattr(assembly, "mean_scores", lambda answers: {"exact_match": next(scores)})
+        monkeypatch.setattr(Evaluator, "scores", lambda self, answers: {"exact_match": next(scores)})
         words = ("evaluation.every_steps=2", "evaluation.best_by=exact_match", "trainer.max_steps=5")
         ran = run(*SHAPES, FEW_TOKENS, *words)
         assert ran.code == 0, ran.err
@@ -364,7 +366,7 @@ class TestEndings:
         def train(self: Any) -> None:
             raise RuntimeError("the moon is full")
 
-        monkeypatch.setattr(SftTrainer, "train", train)
+        monkeypatch.setattr(StepTrainer, "train", train)
         ran = run(*SHAPES, "evaluation=none")
         assert (ran.code, ran.result["state"]) == (1, "failed")
         assert ran.result["reason"] == "RuntimeError: the moon is full"
@@ -376,7 +378,7 @@ class TestEndings:
     def test_a_signal_before_training(
         self, run: Run, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int, state: str
     ) -> None:
-        monkeypatch.setattr(assembly, "probe", lambda *_: os.kill(os.getpid(), number))
+        monkeypatch.setattr(base, "probe_loss", lambda *_: os.kill(os.getpid(), number))
         ran = run(*SHAPES)
         assert (ran.code, ran.result["state"], ran.result["exit_code"]) == (code, state, code)
         assert ran.result["reason"] == f"{number.name} received; stopped at once"
@@ -390,27 +392,27 @@ class TestEndings:
             return []
 
         monkeypatch.setattr(Evaluator, "answer", answer)
-        real = SftTrainer.report
+        real = StepTrainer.report
 
-        def report(self: SftTrainer, values: dict[str, float]) -> None:
+        def report(self: StepTrainer, values: dict[str, float]) -> None:
             if self.state.global_step == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             real(self, values)
 
-        monkeypatch.setattr(SftTrainer, "report", report)
+        monkeypatch.setattr(StepTrainer, "report", report)
         ran = run(*SHAPES, "evaluation.base=false")
         assert (ran.code, ran.result["state"]) == (75, "preempted")
         assert asked == []
 
     def test_a_signal_in_training_waits_for_the_step(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        real = SftTrainer.report
+        real = StepTrainer.report
 
-        def report(self: SftTrainer, values: dict[str, float]) -> None:
+        def report(self: StepTrainer, values: dict[str, float]) -> None:
             if self.state.global_step == 1:
                 os.kill(os.getpid(), signal.SIGTERM)
             real(self, values)
 
-        monkeypatch.setattr(SftTrainer, "report", report)
+        monkeypatch.setattr(StepTrainer, "report", report)
         ran = run(*SHAPES, "evaluation=none", "trainer.max_steps=5")
         assert ran.code == 75
         assert ran.result["reason"].startswith("SIGTERM received; stopped after step 1")

@@ -20,25 +20,26 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import ConfigError, DataError, UnprovenError
-from vlmft.evaluation import Generate
 from vlmft.models import Auto
 from vlmft.run_folder import RunFolder
+from vlmft.tasks import Kit, Task
 from vlmft.training.ranks import rank, world_size
 from vlmft.training.step_plan import StepPlan
-from vlmft.training.stop import StopRequest
 
 if TYPE_CHECKING:
     import torch
     from rich.console import Console
     from transformers import TrainingArguments
 
-    from vlmft.evaluation.generate import Answer, Evaluator
+    from vlmft.evaluation.answers import Answer
+    from vlmft.evaluation.judge import Judge
     from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.commit import Committed
-    from vlmft.training.sft import SftTrainer
+    from vlmft.training.objective import Objective
     from vlmft.training.trackers import Guard
+    from vlmft.training.trainer import StepTrainer
 
 
 _PREVIEW_S = 10.0  # for the samples of preview.html; each may take its own sample_timeout_s
@@ -114,7 +115,7 @@ def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
     """Encoder and collator of the checkpoint."""
     limit = TimeLimit(config.sample_timeout_s)
     try:
-        encoder = Encoder(config.model, processor, config.batching.max_tokens, limit)
+        encoder = Encoder(config.model, processor, config.batching.max_tokens, limit, config.trainer.learns)
     except ConfigError as error:
         if isinstance(config.model, Auto) and not isinstance(error, UnprovenError):  # of its chat template
             raise config.model.refused(type(processor).__name__, "; ".join(error.problems)) from error
@@ -180,89 +181,43 @@ def preview(
         trackers.append(guarded("tensorboard", SamplesOnBoard(board.tracker, samples, album)))
 
 
-def evaluator(
-    config: "TrainConfig", data: RunData, encoder: Encoder, collator: Collator, stop: StopRequest
-) -> "Evaluator | None":
-    """What judges the model on the held-out samples; None where nothing is held out or evaluation is off."""
-    from vlmft.evaluation.generate import Evaluator
-
-    if not isinstance(config.evaluation, Generate):
-        return None
-    best_by = config.evaluation.best_by
-    if best_by is not None and best_by not in config.metric:
-        raise ConfigError(
-            f"evaluation.best_by: {best_by!r} is not among this run's metrics: {', '.join(config.metric)}"
-        )
-    if not data.held_out:
-        if best_by is not None:
-            raise ConfigError("evaluation.best_by: nothing is held out to be scored; give holdout= or eval_dataset=")
-        return None
-    return Evaluator(
-        config.evaluation,
-        encoder,
-        collator,
-        data.held_out_samples(config.evaluation.max_samples),
-        config.metric,
-        num_workers=config.trainer.num_workers,
-        rank=rank(),
-        world_size=world_size(),
-        between_batches=stop.obey,
-    )
-
-
-def probe(model: Any, encoder: Encoder, collator: Collator, device: "torch.device") -> list[str]:
-    """Freeze, and name, the trained weights that no gradient reaches."""
-    from vlmft.encoding.probe import probe_batch
-    from vlmft.recipes.probe import freeze_unreached
-    from vlmft.training.loss import supervised_loss
-
-    batch = probe_batch(encoder, collator).to(device)
-    inputs = collator.family.model_inputs(collator.processor, batch.inputs)
-    return freeze_unreached(model, lambda probed: supervised_loss(probed, inputs, batch.labels))
-
-
 @contextlib.contextmanager
-def sft_trainer(
+def step_trainer(
     config: "TrainConfig",
-    folder: RunFolder,
+    task: Task,
+    kit: Kit,
     model: Any,
     args: "TrainingArguments",
-    encoder: Encoder,
-    collator: Collator,
-    data: RunData,
-    plan: StepPlan,
-    trackers: "list[Guard]",
-    stop: StopRequest,
-    console: "Console",
+    objective: "Objective[Any]",
     start: "Committed | None",
-) -> "Iterator[tuple[SftTrainer, Checkpoints]]":
+) -> "Iterator[tuple[StepTrainer, Checkpoints]]":
     """The trainer and its checkpoints, beginning at `start`; on rank 0 with its files and the progress bar open."""
-    from vlmft.recipes.groups import parameter_groups
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.progress import TrainingProgress
-    from vlmft.training.sft import Parts, SftTrainer
     from vlmft.training.steps import StepDataset, StepLoader
+    from vlmft.training.trainer import Parts, StepTrainer
 
     with contextlib.ExitStack() as stack:
         parts = Parts(
             loader=StepLoader(
-                StepDataset(data.mixture, encoder, plan, rank()), config.trainer.num_workers, start.step if start else 0
+                StepDataset(kit.data.mixture, kit.encoder, kit.plan, rank()),
+                config.trainer.num_workers,
+                start.step if start else 0,
             ),
-            collator=collator,
+            collator=kit.collator,
+            objective=objective,
             batching=config.batching,
             optim=config.optim,
-            groups=lambda trained: parameter_groups(
-                trained, config.recipe, config.model, config.optim.lr, config.optim.weight_decay
-            ),
+            groups=task.groups,
             max_bad_samples=config.max_bad_samples,
             max_oom_retries=config.trainer.oom_retries,
-            stop=stop,
+            stop=kit.stop,
         )
         if rank() == 0:
-            metrics = stack.enter_context(folder.open_metrics())
-            progress = stack.enter_context(TrainingProgress(plan.num_steps, console))
+            metrics = stack.enter_context(kit.folder.open_metrics())
+            progress = stack.enter_context(TrainingProgress(kit.plan.num_steps, kit.console))
             begins = start.step if start else 0
-            quarantine = stack.enter_context(contextlib.closing(Quarantine(folder.path / QUARANTINE, begins)))
+            quarantine = stack.enter_context(contextlib.closing(Quarantine(kit.folder.path / QUARANTINE, begins)))
             started = time.time()
 
             def on_log(figures: dict[str, Any]) -> None:
@@ -272,13 +227,13 @@ def sft_trainer(
                 progress.show(figures)
 
             parts.on_log = on_log
-        trainer = SftTrainer(model, args, parts, trackers)
+        trainer = StepTrainer(model, args, parts, kit.trackers)
         saving = (config.trainer.save_every, config.trainer.keep)
-        facts = {"fingerprint": folder.read_fingerprint()}
-        checkpoints = Checkpoints(trainer, folder.checkpoints, *saving, facts, start)
+        facts = {"fingerprint": kit.folder.read_fingerprint()}
+        checkpoints = Checkpoints(trainer, kit.folder.checkpoints, *saving, facts, start)
         trainer.add_callback(checkpoints)
         yield trainer, checkpoints
-        for tracker in trackers:
+        for tracker in kit.trackers:
             tracker.close()
 
 
@@ -310,26 +265,26 @@ def checkpoint_to_start_from(config: "TrainConfig", folder: RunFolder) -> "Commi
     return start
 
 
-def base_answers(evaluator: "Evaluator | None", model: Any, folder: RunFolder, resumed: bool) -> "list[Answer] | None":
-    """What the base answers; a resumed run, whose model is no longer the base, reads it from its folder."""
-    from vlmft.evaluation.generate import read_answers
+def base_answers(judge: "Judge | None", model: Any, folder: RunFolder, resumed: bool) -> "list[Answer] | None":
+    """What the tuned model is compared with; a resumed run, whose model is no longer the base, reads it again."""
+    from vlmft.evaluation.answers import read_answers
 
-    if evaluator is None or not evaluator.spec.base:
+    if judge is None or not judge.spec.base:
         return None
     kept = folder.predictions / "base.jsonl"
     if resumed and kept.is_file():
         return read_answers(kept)
-    return answer(evaluator, model, folder, "base")
+    return keep(judge.answer_base(model), folder, "base")
 
 
-def evaluate_every(evaluator: "Evaluator", trainer: "SftTrainer", folder: RunFolder) -> None:
+def evaluate_every(judge: "Judge", trainer: "StepTrainer", folder: RunFolder) -> None:
     """Judge the model every `every_steps` while it trains; its scores stand in metrics.jsonl as eval/<metric>.
 
     Where the best state is to be kept, the last step is judged as well.
     """
     from transformers import TrainerCallback
 
-    steps, best_by = evaluator.spec.every_steps, evaluator.spec.best_by
+    steps, best_by = judge.spec.every_steps, judge.spec.best_by
     if steps is None:
         return
 
@@ -339,14 +294,15 @@ def evaluate_every(evaluator: "Evaluator", trainer: "SftTrainer", folder: RunFol
             if best_by is not None if is_last else state.global_step % steps == 0:
                 control.should_evaluate = True
 
-    def judge() -> None:
-        scores = mean_scores(answer(evaluator, trainer.model, folder, f"step-{trainer.state.global_step:08d}"))
+    def judge_now() -> None:
+        answers = keep(judge.answer(trainer.model), folder, f"step-{trainer.state.global_step:08d}")
+        scores = judge.scores(answers)
         trainer.report({f"eval/{name}": value for name, value in scores.items()})
         if best_by is not None and trainer.checkpoints is not None:
             trainer.checkpoints.consider(best_by, scores[best_by])
         trainer.meters.restart()
 
-    trainer.judge = judge
+    trainer.judge = judge_now
     trainer.add_callback(_Evaluate())
 
 
@@ -363,19 +319,13 @@ def end_with_best(checkpoints: "Checkpoints", console: "Console") -> dict[str, A
     return {"best": asdict(best) | {"passed_over": missed}}
 
 
-def answer(evaluator: "Evaluator", model: Any, folder: RunFolder, name: str) -> "list[Answer]":
-    """Answer the held-out samples and keep the answers as predictions/<name>.jsonl."""
-    from vlmft.evaluation.generate import write_answers
+def keep(answers: "list[Answer]", folder: RunFolder, name: str) -> "list[Answer]":
+    """Rank 0 writes the answers as predictions/<name>.jsonl; returns them."""
+    from vlmft.evaluation import answers as files
 
-    answers = evaluator.answer(model)
     if rank() == 0:
-        write_answers(folder.predictions / f"{name}.jsonl", answers)
+        files.write_answers(folder.predictions / f"{name}.jsonl", answers)
     return answers
-
-
-def mean_scores(answers: "list[Answer]") -> dict[str, float]:
-    """Each metric's mean."""
-    return {name: sum(a.scores[name] for a in answers) / len(answers) for name in answers[0].scores}
 
 
 def provenance(folder: RunFolder, data: RunData) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmft.data.run_data import RunData
 from vlmft.encoding.collate import Collator
-from vlmft.encoding.encoder import Encoder
+from vlmft.encoding.encoder import Encoder, as_conversation
 from vlmft.errors import VlmftError
 from vlmft.models import Auto
 from vlmft.training.ranks import rank
@@ -35,8 +35,10 @@ def prove_encoding(config: "TrainConfig", data: RunData, encoder: Encoder, colla
     if not isinstance(config.model, Auto) or rank() != 0:
         return []
     _ = config.model.anatomy  # refused before anything is loaded
-    samples = [visit.found for visit in first(data, 2 * _PROVEN) if isinstance(visit.found, Sample)]
-    group = encode_group(encoder, 0, samples, encoder.encode, lambda sample: sample.id, Watch())
+    visits = first(data, 2 * _PROVEN)
+    samples = [as_conversation(visit.found) for visit in visits if isinstance(visit.found, Sample)]
+    plain = Encoder(config.model, encoder.processor, encoder.max_tokens, encoder.time_limit)
+    group = encode_group(plain, 0, samples, plain.encode, lambda sample: sample.id, Watch())
     if isinstance(group, VlmftError):
         raise group
     usable = [sample for sample in samples if sample.id not in group.bad][:_PROVEN]  # bad ones have their own bound

@@ -1,12 +1,12 @@
 """What a run shows on the screen: its headline, the recipe's table and the result."""
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlmft.evaluation.statistics import Interval, mcnemar_exact, mean_interval, paired_permutation, proportion
+from vlmft.evaluation.compare import Comparison
+from vlmft.evaluation.statistics import Interval
 from vlmft.run_folder import RunFolder
-from vlmft.scoring import MetricSpec
 from vlmft.screen import console as console
 from vlmft.screen import format_bytes as format_bytes
 
@@ -14,58 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vlmft.data.check import CheckReport
-    from vlmft.evaluation.generate import Answer
     from vlmft.models.kernels import KernelsInUse
     from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of the base and the tuned model on the same held-out samples."""
-
-    metric: str
-    n: int
-    tuned: Interval
-    base: Interval | None
-    test: str
-    """Of the difference, two-sided: McNemar (exact) where every score is right or wrong, else permutation (paired)."""
-    p_value: float | None
-    """None without a base."""
-
-
-def compare(
-    base: "Sequence[Answer] | None", tuned: "Sequence[Answer]", metrics: Mapping[str, MetricSpec]
-) -> list[Comparison]:
-    """Compare the answers of two models to the same samples, metric by metric."""
-    comparisons = []
-    for metric, spec in metrics.items():
-        scores = [answer.scores[metric] for answer in tuned]
-        before = [answer.scores[metric] for answer in base] if base else None
-        interval, (test, p_of) = (_accuracy, _MCNEMAR) if spec.is_binary else (mean_interval, _PERMUTATION)
-        comparisons.append(
-            Comparison(
-                metric=metric,
-                n=len(scores),
-                tuned=interval(scores),
-                base=interval(before) if before else None,
-                test=test,
-                p_value=p_of(before, scores) if before else None,
-            )
-        )
-    return comparisons
-
-
-def _accuracy(scores: Sequence[float]) -> Interval:
-    return proportion(round(sum(scores)), len(scores))
-
-
-def _mcnemar(base: Sequence[float], tuned: Sequence[float]) -> float:
-    return mcnemar_exact([score == 1 for score in base], [score == 1 for score in tuned])
-
-
-_MCNEMAR = ("McNemar", _mcnemar)
-_PERMUTATION = ("permutation", paired_permutation)
 
 
 def as_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
@@ -74,13 +25,17 @@ def as_result(comparisons: Sequence[Comparison]) -> dict[str, Any]:
     if any(c.base for c in comparisons):
         result["base"] = {c.metric: c.base.value for c in comparisons if c.base}
     result["intervals"] = {
-        name: {c.metric: [i.low, i.high] for c in comparisons if (i := getattr(c, name)) is not None}
+        name: {c.metric: [_finite(i.low), _finite(i.high)] for c in comparisons if (i := getattr(c, name)) is not None}
         for name in ("base", "tuned")
     }
     result["n"] = comparisons[0].n
     result["p_value"] = comparisons[0].p_value
     result["tests"] = {c.metric: {"name": c.test, "p_value": c.p_value} for c in comparisons}
     return result
+
+
+def _finite(bound: float) -> float | None:
+    return bound if math.isfinite(bound) else None
 
 
 def check_line(report: "CheckReport") -> str:

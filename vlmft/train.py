@@ -79,8 +79,10 @@ def main() -> NoReturn:
 def train(config: TrainConfig, composition: Composition) -> int:
     """Carry out one composed run on this machine; return its exit code."""
     from vlmft import launch
+    from vlmft.tasks import task_of
     from vlmft.training.step_plan import refuse_uneven_shares
 
+    task_of(config).check()
     if launch.joined():
         return join(config, composition)
     ranks = number_of_ranks(config.strategy)

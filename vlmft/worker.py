@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
-    from rich.console import Console
 
-    from vlmft.encoding.collate import Collator
-    from vlmft.encoding.encoder import Encoder
     from vlmft.recipes.table import ComponentRow
+    from vlmft.tasks import Kit, Task
     from vlmft.train import TrainConfig
     from vlmft.types import Sample
 
@@ -94,12 +92,14 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     from vlmft import assembly, proving, summary
     from vlmft.config.app import load_config
     from vlmft.recipes.saved import hash_weights, save
+    from vlmft.tasks import Kit, task_of
     from vlmft.train import TrainConfig
 
     console = summary.console(quiet=rank() != 0)
     assembly.quiet_libraries()
     config = load_config(folder.config, TrainConfig)
     family, recipe, precision = config.model, config.recipe, config.precision
+    task = task_of(config)
 
     family.folder()  # before the ranks know of each other: transformers then writes a tiny model on rank 0 alone
     data = assembly.open_data(config)
@@ -108,26 +108,27 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     trackers = assembly.trackers(config, folder)
     processor = family.load_processor()
     encoder, collator = assembly.encoding(config, processor)
+    kit = Kit(data, plan, encoder, collator, folder, stop, console, trackers)
     assembly.check_encoding(config, data, encoder)
     proven = proving.prove_encoding(config, data, encoder, collator)
-    evaluator = assembly.evaluator(config, data, encoder, collator, stop)
-    judged = len(evaluator.samples) if evaluator else 0
+    judge = task.judge(kit)
+    judged = judge.num_samples if judge else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
     assembly.preview(config, folder, data, encoder, trackers, console)
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
-    model, unreached, rows = ready_model(config, args.device, encoder, collator, proven, console)
+    model, unreached, rows = ready_model(config, args.device, task, kit, proven)
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 
     start = assembly.checkpoint_to_start_from(config, folder)
-    base = assembly.base_answers(evaluator, model, folder, resumed=start is not None)
+    base = assembly.base_answers(judge, model, folder, resumed=start is not None)
     if start:
         console.print(f"resumed  {start.folder}")
-    parts = (model, args, encoder, collator, data, plan, trackers, stop, console, start)
-    with assembly.sft_trainer(config, folder, *parts) as (trainer, checkpoints):
-        if evaluator:
-            assembly.evaluate_every(evaluator, trainer, folder)
+    objective = task.objective(model, kit)
+    with assembly.step_trainer(config, task, kit, model, args, objective, start) as (trainer, checkpoints):
+        if judge:
+            assembly.evaluate_every(judge, trainer, folder)
         stop.obey()
         stop.deferred = True
         trainer.train()
@@ -136,10 +137,11 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
         result["samples"] = data.mixture.visits(plan.num_steps * plan.global_batch_size)
         result |= assembly.end_with_best(checkpoints, console)
         if rank() == 0:
-            provenance = assembly.provenance(folder, data)
-            save(folder.final, model, processor, family, recipe, precision, base_sha256, unreached, provenance)
-        if evaluator:
-            comparisons = summary.compare(base, assembly.answer(evaluator, model, folder, "tuned"), config.metric)
+            provenance = assembly.provenance(folder, data) | task.save(folder.final, model)
+            trained = task.backbone(model)
+            save(folder.final, trained, processor, family, recipe, precision, base_sha256, unreached, provenance)
+        if judge:
+            comparisons = judge.compare(base, assembly.keep(judge.answer(model), folder, "tuned"))
             result["eval"] = summary.as_result(comparisons)
             if not checkpoints.best:  # else the last step has been judged, and its line is written
                 trainer.report({f"eval/{c.metric}": c.tuned.value for c in comparisons})
@@ -152,12 +154,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
 
 
 def ready_model(
-    config: "TrainConfig",
-    device: "torch.device",
-    encoder: "Encoder",
-    collator: "Collator",
-    proven: "Sequence[Sample]",
-    console: "Console",
+    config: "TrainConfig", device: "torch.device", task: "Task", kit: "Kit", proven: "Sequence[Sample]"
 ) -> "tuple[Any, list[str], list[ComponentRow]]":
     """The model as it trains, with what no gradient reaches and its components' rows; the table of them is shown.
 
@@ -169,8 +166,9 @@ def ready_model(
     from vlmft.recipes.apply import apply_recipe
     from vlmft.recipes.base import load_base
     from vlmft.recipes.dtypes import compute_in, torch_dtype
+    from vlmft.recipes.probe import freeze_unreached
     from vlmft.recipes.saved import load_earlier
-    from vlmft.recipes.table import component_kernels, component_rows
+    from vlmft.recipes.table import component_kernels
 
     family, recipe, dtype = config.model, config.recipe, torch_dtype(config.precision)
     assembly.seed_everything(config.seed)
@@ -180,10 +178,12 @@ def ready_model(
     if family.adapter is not None:
         load_earlier(family.adapter, model, family, recipe)
     compute_in(model, dtype, device)
-    found = proving.prove_model(config, model, encoder, collator, proven)
-    unreached = assembly.probe(model, encoder, collator, device)
-    rows = component_rows(model, recipe, family, config.optim.lr, config.optim.state_bytes)
-    console.print(summary.recipe_table(rows, unreached, component_kernels(model, family), plain_because, found))
+    found = proving.prove_model(config, model, kit.encoder, kit.collator, proven)
+    model = task.finish_model(model, kit)
+    unreached = freeze_unreached(model, lambda probed: task.probe_loss(probed, kit))
+    rows = task.rows(model)
+    kernels = component_kernels(task.backbone(model), family)
+    kit.console.print(summary.recipe_table(rows, unreached, kernels, plain_because, found))
     return model, unreached, rows
 
 

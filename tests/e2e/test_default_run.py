@@ -19,9 +19,10 @@ from vlmft.data.run_data import open_run_data
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.errors import PreemptedError
-from vlmft.evaluation.generate import Answer, Evaluator
+from vlmft.evaluation.answers import Answer
+from vlmft.evaluation.generate import Evaluator
 from vlmft.train import TrainConfig
-from vlmft.training.sft import SftTrainer
+from vlmft.training.trainer import StepTrainer
 from vlmft.types import Sample
 
 
@@ -93,14 +94,14 @@ class TestTheMask:
     @pytest.fixture
     def first_losses(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], list[float]]:
         """The first three losses of the default, trained in this process."""
-        real = SftTrainer.report
+        real = StepTrainer.report
 
-        def report(self: SftTrainer, values: dict[str, float]) -> None:
+        def report(self: StepTrainer, values: dict[str, float]) -> None:
             real(self, values)
             if self.state.global_step == 3:
                 raise PreemptedError("seen enough")
 
-        monkeypatch.setattr(SftTrainer, "report", report)
+        monkeypatch.setattr(StepTrainer, "report", report)
 
         def train(name: str) -> list[float]:
             assert run_here(f"run.dir={tmp_path / name}", "evaluation=none", "trainer.num_workers=0", "check_s=0") == 75

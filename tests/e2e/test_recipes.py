@@ -10,7 +10,8 @@ import pytest
 
 from tests.e2e.conftest import Ended, Typed, losses, typed_in
 from vlmft.config.app import load_config
-from vlmft.evaluation.generate import Answer, Evaluator
+from vlmft.evaluation.answers import Answer
+from vlmft.evaluation.generate import Evaluator
 from vlmft.train import TrainConfig
 
 RECIPES = ("fft", "projector", "topk", "ln_vt_lora_llm", "fft_vt_lora_llm", "lora_llm_nf4", "lora_llm_int8", "dora_llm")

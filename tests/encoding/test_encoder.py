@@ -10,7 +10,7 @@ import torch
 
 from tests.support import encoding, model_inputs, noise, read_llava, save_noise, tiny_processor, write_llava
 from vlmft.encoding.encoder import Encoded, Encoder
-from vlmft.encoding.probe import probe_batch
+from vlmft.encoding.probe import probe_sample
 from vlmft.errors import DataError
 from vlmft.types import Image, Message, Sample
 
@@ -240,9 +240,10 @@ def test_an_encoder_holds_no_weights(encoder: Encoder) -> None:
 
 
 def test_the_probes_batch_holds_a_picture_and_an_answer() -> None:
-    batch = probe_batch(*encoding())
+    encoder, collator = encoding()
+    batch = collator([probe_sample(encoder)])
     assert batch.inputs["image_grid_thw"].tolist() == [[1, 8, 8]]
     asked = batch.labels[batch.labels != -100]
     assert tiny_processor().tokenizer.decode(asked) == "Noise.<|im_end|>"
-    again = probe_batch(*encoding())
+    again = collator([probe_sample(encoder)])
     assert all(torch.equal(again.inputs[name], tensor) for name, tensor in batch.inputs.items())

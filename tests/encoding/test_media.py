@@ -149,11 +149,14 @@ def test_boxes_follow_their_picture_through_crop_flip_and_resizing(tmp_path: Pat
 @pytest.mark.parametrize(
     ("target", "says"),
     [
-        (Preference("a", "b"), "it holds a chosen and a rejected answer (trainer=dpo learns from such pairs)"),
-        (Solution("a"), "it holds a solution to check answers against (trainer=grpo learns from such prompts)"),
+        (Preference("a", "b"), "it holds a chosen and a rejected answer (trainer=dpo learns from such samples)"),
+        (Solution("a"), "it holds a solution to check answers against (trainer=grpo learns from such samples)"),
         (Labels(("a",)), "it holds a class (trainer=classification learns from such samples)"),
     ],
 )
 def test_a_sample_without_an_answer_is_no_sft_sample(encoder: Encoder, target: Target, says: str) -> None:
-    with pytest.raises(DataError, match=literally(f"mine/7 (data.json:12): {says}; trainer=sft learns from answers")):
+    with pytest.raises(
+        DataError,
+        match=literally(f"mine/7 (data.json:12): {says}; trainer=sft learns from answers: "),
+    ):
         encoder.encode(asked("What?", target=target))

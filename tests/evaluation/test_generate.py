@@ -14,7 +14,8 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.errors import DataError, ScoringError
 from vlmft.evaluation import Generate
-from vlmft.evaluation.generate import Answer, Evaluator, write_answers
+from vlmft.evaluation.answers import Answer, write_answers
+from vlmft.evaluation.generate import Evaluator
 from vlmft.models import Qwen25VL
 from vlmft.recipes.apply import apply_recipe
 from vlmft.scoring import ExactMatch

@@ -21,8 +21,8 @@ WORDS = (*LORA, *TWO, "trainer.max_steps=10", "trainer.save_every=2")
 SPOILT = """
 import json, pathlib
 import torch
-from vlmft.training import sft
-original, train = sft.supervised_loss, sft.SftTrainer.training_step
+from vlmft.training import sft, trainer
+original, train = sft.supervised_loss, trainer.StepTrainer.training_step
 rank, now = os.environ["RANK"], []
 
 def training_step(self, model, step, *args):
@@ -38,7 +38,7 @@ def supervised_loss(model, *args):
     bad = rank == "1" and now == [int(os.environ["BAD_STEP"])]
     return spoil(loss, model) if bad else loss
 
-sft.supervised_loss, sft.SftTrainer.training_step = supervised_loss, training_step
+sft.supervised_loss, trainer.StepTrainer.training_step = supervised_loss, training_step
 """
 NAN = "spoil = lambda loss, model: loss * float('nan')"
 INF = "spoil = lambda loss, model: loss + float('inf')"

@@ -113,14 +113,14 @@ def test_while_the_answers_are_written(type_: Type, work: Path, injected: Inject
     full = injected(
         LIMIT
         + """
-from vlmft.evaluation import generate
-write = generate.write_answers
+from vlmft.evaluation import answers as files
+write = files.write_answers
 
 def full(path, answers):
     limit(1500)
     write(path, answers * 10)
 
-generate.write_answers = full
+files.write_answers = full
 """
     )
     words = (*WORDS, "evaluation=generate", "evaluation.base=false", "evaluation.max_new_tokens=4")

@@ -8,14 +8,20 @@ from torch import nn
 from tests.recipes.expected import PEFT, SHIPPED, TOWER
 from tests.recipes.training import Trained, batches, save_trained, train
 from tests.support import CPU, compose, encoding, logits, tiny
-from vlmft.assembly import probe
+from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoder
 from vlmft.recipes.apply import apply_recipe
 from vlmft.recipes.probe import freeze_unreached
 from vlmft.recipes.saved import load
+from vlmft.tasks.base import probe_loss
 from vlmft.train import TrainConfig
 
 LAST = "model.visual.blocks.1"
 BEHIND = tuple(name for name in TOWER if name.startswith(f"{LAST}."))
+
+
+def probe(model: Any, encoder: Encoder, collator: Collator) -> list[str]:
+    return freeze_unreached(model, lambda probed: probe_loss(probed, encoder, collator))
 
 
 def cut_short(config: TrainConfig) -> Any:
@@ -30,7 +36,7 @@ def test_everything_is_reached_in_a_plain_model(recipe: str) -> None:
     # In particular LoRA A, whose first gradient is zero: zero is a path.
     config = compose(f"recipe={recipe}")
     model = apply_recipe(config.model.load_model(CPU), config.recipe, config.model, torch.float32)
-    assert probe(model, *encoding(), CPU) == []
+    assert probe(model, *encoding()) == []
     assert {name for name, p in model.named_parameters() if p.requires_grad} == SHIPPED[recipe].names
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -38,13 +44,13 @@ def test_everything_is_reached_in_a_plain_model(recipe: str) -> None:
 def test_a_block_that_nothing_reads_is_named_and_frozen() -> None:
     assert len(BEHIND) == 12
     model = cut_short(compose("recipe=fft"))
-    assert set(probe(model, *encoding(), CPU)) == set(BEHIND)
+    assert set(probe(model, *encoding())) == set(BEHIND)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == SHIPPED["fft"].names - set(BEHIND)
 
 
 def test_adapters_that_nothing_reads_are_named_and_frozen() -> None:
     model = cut_short(compose("recipe=lora_vt_llm"))
-    found = probe(model, *encoding(), CPU)
+    found = probe(model, *encoding())
     expected = {name for name in SHIPPED["lora_vt_llm"].vision_tower if name.startswith(f"{PEFT}{LAST}.")}
     assert set(found) == expected and len(expected) == 10
 
@@ -54,7 +60,7 @@ def test_an_unused_layer_in_the_tower() -> None:
     model = config.model.load_model(CPU)
     model.model.visual.blocks[0].add_module("spare", nn.Linear(4, 4))
     model = apply_recipe(model, config.recipe, config.model, torch.float32)
-    assert probe(model, *encoding(), CPU) == [f"model.visual.blocks.0.spare.{kind}" for kind in ("weight", "bias")]
+    assert probe(model, *encoding()) == [f"model.visual.blocks.0.spare.{kind}" for kind in ("weight", "bias")]
 
 
 def test_a_zero_gradient_is_a_path() -> None:
@@ -73,7 +79,7 @@ def test_a_frozen_weight_is_not_listed() -> None:
 def test_what_nothing_reads_stays_the_bases_own_when_saved_and_loaded(recipe: str, tmp_path: Path) -> None:
     config = compose(f"recipe={recipe}")
     model = cut_short(config)
-    unreached = probe(model, *encoding(), CPU)
+    unreached = probe(model, *encoding())
     trained = train(config, model)
     assert not trained.moved() & set(unreached)
     loaded, _ = load(save_trained(trained, tmp_path, tuple(unreached)))
@@ -89,6 +95,6 @@ def test_the_probes_picture_and_video_reach_the_tower() -> None:
     trained = Trained(compose(), tiny().load_model(CPU), {})
     calls: list[int] = []
     trained.model.model.visual.register_forward_hook(lambda *_: calls.append(1))
-    probe(trained.model, *encoding(), CPU)
+    probe(trained.model, *encoding())
     assert calls == [1, 1]
     assert logits(trained.model, batches()[0]).isfinite().all()

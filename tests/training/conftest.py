@@ -15,17 +15,18 @@ from vlmft.data.mixture import Mixture, MixturePart
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.recipes.groups import parameter_groups
 from vlmft.training.arguments import training_arguments
-from vlmft.training.sft import Parts, SftTrainer
+from vlmft.training.sft import SupervisedObjective
 from vlmft.training.step_plan import StepPlan
 from vlmft.training.steps import StepDataset, StepLoader
 from vlmft.training.stop import StopRequest
+from vlmft.training.trainer import Parts, StepTrainer
 
 
 @dataclass
 class Bench:
     """A trainer with what went into it, and the lines that it reported."""
 
-    trainer: SftTrainer
+    trainer: StepTrainer
     steps: StepDataset
     lines: list[dict[str, Any]] = field(default_factory=list)
 
@@ -76,6 +77,7 @@ def bench(tmp_path: Path, data_file: Path) -> Iterator[Callable[..., Bench]]:
         parts = {
             "loader": StepLoader(steps, num_workers=config.trainer.num_workers),
             "collator": collator,
+            "objective": SupervisedObjective(collator),
             "batching": config.batching,
             "optim": config.optim,
             "groups": lambda model: parameter_groups(
@@ -85,7 +87,7 @@ def bench(tmp_path: Path, data_file: Path) -> Iterator[Callable[..., Bench]]:
             "stop": StopRequest(),
             "on_log": lines.append,
         }
-        return Bench(SftTrainer(with_recipe(config), args, Parts(**(parts | replaces)), []), steps, lines)
+        return Bench(StepTrainer(with_recipe(config), args, Parts(**(parts | replaces)), []), steps, lines)
 
     threads = torch.get_num_threads()
     yield make

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vlmft.encoding.encoder import Encoded
-from vlmft.models.spec import ModelSpec
+from vlmft.models.spec import Media, ModelSpec
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,15 @@ class Batch:
         return Batch({k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}, self.labels.to(device))
 
 
+class HasMedia(Protocol):
+    """A sample, or what is made of one."""
+
+    @property
+    def media(self) -> Sequence[Media]:
+        """In the order of the text."""
+        ...
+
+
 class Collator:
     """Pads encoded samples of one checkpoint into a batch, on the right for training, on the left for generation."""
 
@@ -37,7 +46,7 @@ class Collator:
         self.processor = processor
         self.pad_token_id: int = processor.tokenizer.pad_token_id
 
-    def kinds(self, samples: Sequence[Encoded]) -> list[int]:
+    def kinds(self, samples: Sequence[HasMedia]) -> list[int]:
         """The kind of each sample (`ModelSpec.batch_kind`); those of different kinds share no batch."""
         return [self.family.batch_kind(sample.media) for sample in samples]
 
@@ -70,3 +79,10 @@ class Collator:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= self.family.token_inputs(input_ids, supervised)
         return Batch(inputs | self.family.collate(self.processor, input_ids, media), labels)
+
+    def on_device(
+        self, samples: Sequence[Encoded], model: Any, padding_side: Literal["right", "left"] = "right"
+    ) -> "tuple[dict[str, Tensor], Tensor]":
+        """Join `samples` as `model` takes them, on its device: its inputs, and the labels."""
+        batch = self(samples, padding_side).to(next(model.parameters()).device)
+        return self.family.model_inputs(self.processor, batch.inputs), batch.labels

@@ -3,27 +3,39 @@
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlmft.data.problems import naming_sample
 from vlmft.encoding.answers import Span
-from vlmft.encoding.chat import ChatFormat, Rendered
+from vlmft.encoding.chat import ChatFormat, Rendered, Tokens
 from vlmft.encoding.media import MediaPlanner, PlannedMedium
 from vlmft.encoding.prefix import PrefixFormat
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
 from vlmft.models.spec import Media, ModelSpec
-from vlmft.types import Labels, Preference, Sample, Solution
+from vlmft.types import Labels, Message, Preference, Sample, Solution, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_NO_ANSWER = {
-    Preference: "holds a chosen and a rejected answer (trainer=dpo learns from such pairs)",
-    Solution: "holds a solution to check answers against (trainer=grpo learns from such prompts)",
-    Labels: "holds a class (trainer=classification learns from such samples)",
+_LEARNT_BY: dict[type[Target] | None, tuple[str, str]] = {
+    None: ("answers", "sft"),
+    Preference: ("a chosen and a rejected answer", "dpo"),
+    Solution: ("a solution to check answers against", "grpo"),
+    Labels: ("a class", "classification"),
 }
+"""What a sample holds by the kind of its target, and the trainer that learns from it."""
+
+
+@dataclass(slots=True)
+class Rejected:
+    """The other answer of a preference pair, behind the same prompt. T = tokens of both."""
+
+    input_ids: "Tensor"
+    """int64 [T]"""
+    supervised: "Tensor"
+    """bool [T]; the tokens of the rejected answer."""
 
 
 @dataclass(slots=True)
@@ -34,20 +46,30 @@ class Encoded:
     input_ids: "Tensor"
     """int64 [S]; a picture's or video's placeholder stands once for each of its features."""
     supervised: "Tensor"
-    """bool [S]; the tokens that the loss asks for."""
+    """bool [S]; the tokens that the loss asks for: of a pair, those of the chosen answer."""
     media: list[Media]
-    """In the order of the text."""
+    """In the order of the text; a pair's two answers share them."""
     num_vision_tokens: int
+    target: Rejected | Solution | Labels | None = None
+    """What is learned beside the tokens, or instead of them: with a solution or labels, they are a prompt."""
 
     @property
     def num_tokens(self) -> int:
-        """S, pictures and videos included."""
+        """Tokens, pictures and videos included; of a pair, those of both sequences."""
+        return len(self.input_ids) + (len(self.target.input_ids) if isinstance(self.target, Rejected) else 0)
+
+    @property
+    def num_places(self) -> int:
+        """Token places that it takes in a micro-batch of its own: a pair's two sequences are padded to one length."""
+        if isinstance(self.target, Rejected):
+            return 2 * max(len(self.input_ids), len(self.target.input_ids))
         return len(self.input_ids)
 
     @property
     def num_supervised(self) -> int:
         """Tokens that the loss is summed over. The first token has no prediction and never counts."""
-        return int(self.supervised[1:].sum())
+        rejected = int(self.target.supervised[1:].sum()) if isinstance(self.target, Rejected) else 0
+        return int(self.supervised[1:].sum()) + rejected
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +81,13 @@ class Counted:
     ids: list[int]
     supervised: list[bool]
     media: list[PlannedMedium]
+    rejected: Tokens | None = None
+    """Of a pair: the same prompt with the rejected answer."""
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the whole conversation, pictures and videos included."""
-        return len(self.ids)
+        """Tokens of the whole conversation, pictures and videos included; of a pair, see `Encoded.num_places`."""
+        return len(self.ids) if self.rejected is None else 2 * max(len(self.ids), len(self.rejected.ids))
 
     @property
     def num_vision_tokens(self) -> int:
@@ -73,7 +97,7 @@ class Counted:
     @property
     def num_supervised(self) -> int:
         """See `Encoded.num_supervised`."""
-        return sum(self.supervised[1:])
+        return sum(self.supervised[1:]) + (sum(self.rejected.supervised[1:]) if self.rejected else 0)
 
 
 class Encoder:
@@ -84,6 +108,7 @@ class Encoder:
         processor: the checkpoint's processor.
         max_tokens: a sample of more tokens than this is refused; nothing is ever cut.
         time_limit: of reading and encoding one sample, where samples are encoded in groups (`loading`).
+        learns: the kind of target that is trained on; None: the answers of conversations.
     """
 
     def __init__(
@@ -92,11 +117,13 @@ class Encoder:
         processor: Any,
         max_tokens: int | None = None,
         time_limit: TimeLimit | None = None,
+        learns: type[Target] | None = None,
     ) -> None:
         self.family = family
         self.processor = processor
         self.max_tokens = max_tokens
         self.time_limit = time_limit
+        self.learns = learns
         form = PrefixFormat if family.prefix_lm else ChatFormat
         self.chat = form(family.renderer(processor), processor.tokenizer)
         self.planner = MediaPlanner(family, processor)
@@ -105,7 +132,7 @@ class Encoder:
         self._features = family.feature_tokens(processor)
 
     def encode(self, sample: Sample, key: int | None = None) -> Encoded:
-        """Encode a whole conversation with its label mask.
+        """Encode what is trained of a sample: a conversation with its label mask, a pair, or a prompt with its target.
 
         Args:
             key: seeds the augmentation of a sample that is trained on; None: it is seen as it is.
@@ -118,21 +145,45 @@ class Encoder:
             return self._decoded(counted)
 
     def count(self, sample: Sample, key: int | None = None) -> Counted:
-        """The tokens of the whole conversation, pictures and videos included, from headers alone.
+        """The tokens of what `encode` encodes, pictures and videos included, from headers alone.
 
         Raises:
             DataError: as `encode`, as far as it shows without decoding.
         """
         with naming_sample(sample.id, sample.place):
-            if sample.target is not None:
-                raise DataError(
-                    f"it {_NO_ANSWER[type(sample.target)]}; trainer=sft learns from answers: take another entry"
-                )
+            sample = self.learnt(sample)
             sample, media = self.planner.plan(sample, key)
-            rendered = self.chat.render(sample)
-            media, text, spans = self._with_media(rendered.text, media, rendered.spans)
-            tokens = self.chat.tokenize(Rendered(rendered.id, text, spans))
-            return self._repeated(sample, media, tokens.ids, tokens.supervised)
+            match sample.target:
+                case None:
+                    return self._answered(sample, media)
+                case Preference(chosen, rejected):
+                    pair = [
+                        self._answered(_with_answer(sample, text), media, only_last=True) for text in (chosen, rejected)
+                    ]
+                    counted = replace(pair[0], sample=sample, rejected=Tokens(pair[1].ids, pair[1].supervised))
+                    self._refuse_long(counted)
+                    return counted
+                case _:
+                    return self._asked(sample, media)
+
+    def learnt(self, sample: Sample) -> Sample:
+        """The sample with the kind of target that is trained on: a conversation's last answer is a solution as well.
+
+        Raises:
+            DataError: its target is of another kind.
+        """
+        if self.learns is Solution and sample.target is None and sample.messages[-1].role == "assistant":
+            *asked, answer = sample.messages
+            return replace(sample, messages=tuple(asked), target=Solution(answer.text))
+        kind = None if sample.target is None else type(sample.target)
+        if kind is not self.learns:
+            holds, by = _LEARNT_BY[kind]
+            needs, own = _LEARNT_BY[self.learns]
+            raise DataError(
+                f"it holds {holds} (trainer={by} learns from such samples); trainer={own} learns from {needs}: take "
+                "another entry, or that trainer"
+            )
+        return sample
 
     def encode_prompt(self, sample: Sample) -> Encoded:
         """Encode the conversation without its last turn if that is an answer, ending where the model is to answer.
@@ -151,21 +202,36 @@ class Encoder:
             DataError: as `encode_prompt`, as far as it shows without decoding.
         """
         with naming_sample(sample.id, sample.place):
-            sample, media = self.planner.plan(sample, None)
-            # An answer holds no medium (`ChatFormat` refuses it), so every medium stands in the prompt.
-            media, text, _ = self._with_media(self.chat.prompt(sample), media)
-            ids = self.chat.tokenize_prompt(text)
-            return self._repeated(sample, media, ids, [False] * len(ids))
+            return self._asked(*self.planner.plan(sample, None))
+
+    def _answered(self, sample: Sample, media: list[PlannedMedium], only_last: bool = False) -> Counted:
+        """A whole conversation; supervised are all of its answers, or only the last."""
+        rendered = self.chat.render(sample)
+        media, text, spans = self._with_media(rendered.text, media, rendered.spans)
+        tokens = self.chat.tokenize(Rendered(rendered.id, text, spans[-1:] if only_last else spans))
+        return self._repeated(sample, media, tokens.ids, tokens.supervised)
+
+    def _asked(self, sample: Sample, media: list[PlannedMedium]) -> Counted:
+        """A conversation up to where the model is to answer."""
+        # An answer holds no medium (`ChatFormat` refuses it), so every medium stands in the prompt.
+        media, text, _ = self._with_media(self.chat.prompt(sample), media)
+        ids = self.chat.tokenize_prompt(text)
+        return self._repeated(sample, media, ids, [False] * len(ids))
 
     def _decoded(self, counted: Counted) -> Encoded:
         import torch
 
+        target, rejected = counted.sample.target, counted.rejected
+        learned = None if isinstance(target, Preference) else target  # a pair's prompt alone asks for neither answer
+        if rejected is not None:
+            pair = Rejected(torch.tensor(rejected.ids), torch.tensor(rejected.supervised))
         return Encoded(
             id=counted.sample.id,
             input_ids=torch.tensor(counted.ids),
             supervised=torch.tensor(counted.supervised),
             media=[self.planner.encode(item) for item in counted.media],
             num_vision_tokens=counted.num_vision_tokens,
+            target=learned if rejected is None else pair,
         )
 
     def _with_media(
@@ -217,10 +283,30 @@ class Encoder:
             mask += supervised[before:place] + [supervised[place]] * run
             before = place + 1
         counted = Counted(sample, expanded + ids[before:], mask + supervised[before:], media)
+        self._refuse_long(counted)
+        return counted
+
+    def _refuse_long(self, counted: Counted) -> None:
         if self.max_tokens is not None and counted.num_tokens > self.max_tokens:
             raise DataError(
                 f"{counted.num_tokens} tokens, {counted.num_vision_tokens} of them vision tokens, exceed "
                 f"batching.max_tokens={self.max_tokens}; raise it, or lower model.image.max_pixels, "
                 "model.video.max_pixels or model.video.fps (nothing is cut)"
             )
-        return counted
+
+
+def _with_answer(sample: Sample, text: str) -> Sample:
+    return replace(sample, messages=(*sample.messages, Message("assistant", (text,))), target=None)
+
+
+def as_conversation(sample: Sample) -> Sample:
+    """The sample as one that ends with an answer: the chosen one of a pair, the solution, or the classes' names."""
+    match sample.target:
+        case None:
+            return sample
+        case Preference(chosen, _):
+            return _with_answer(sample, chosen)
+        case Solution(text):
+            return _with_answer(sample, text)
+        case Labels(names):
+            return _with_answer(sample, ", ".join(names) or "none")

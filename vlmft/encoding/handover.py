@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from vlmft.encoding.encoder import Encoded
+from vlmft.encoding.encoder import Encoded, Rejected
+from vlmft.types import Labels, Solution
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,14 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
+class _RejectedPlaces:
+    """A pair's other answer, its tensors replaced by their places."""
+
+    input_ids: _Place
+    supervised: _Place
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """One sample, its tensors replaced by their places."""
 
@@ -35,6 +44,7 @@ class _Entry:
     input_ids: _Place
     supervised: _Place
     media: list[dict[str, _Place]]
+    target: _RejectedPlaces | Solution | Labels | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,9 @@ def wrap(samples: list[Encoded]) -> Parcel:
             put(sample.input_ids),
             put(sample.supervised),
             [{name: put(tensor) for name, tensor in item.items()} for item in sample.media],
+            _RejectedPlaces(put(sample.target.input_ids), put(sample.target.supervised))
+            if isinstance(sample.target, Rejected)
+            else sample.target,
         )
         for sample in samples
     ]
@@ -89,6 +102,9 @@ def unwrap(parcel: Parcel) -> list[Encoded]:
             supervised=get(entry.supervised),
             media=[{name: get(place) for name, place in item.items()} for item in entry.media],
             num_vision_tokens=entry.num_vision_tokens,
+            target=Rejected(get(entry.target.input_ids), get(entry.target.supervised))
+            if isinstance(entry.target, _RejectedPlaces)
+            else entry.target,
         )
         for entry in parcel.entries
     ]

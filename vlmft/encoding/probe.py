@@ -1,14 +1,13 @@
-"""A batch that holds every modality a family supports, for questions about the model rather than the data."""
+"""A sample that holds every modality a family supports, for questions about the model rather than the data."""
 
 import tempfile
 from pathlib import Path
 
-from vlmft.encoding.collate import Batch, Collator
-from vlmft.encoding.encoder import Encoder
+from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.types import Image, Media, Message, Sample, Video
 
 
-def probe_batch(encoder: Encoder, collator: Collator) -> Batch:
+def probe_sample(encoder: Encoder) -> Encoded:
     """One conversation about a picture and, where the family takes one, a video of noise, with an answer."""
     import numpy as np
     import PIL.Image
@@ -23,4 +22,4 @@ def probe_batch(encoder: Encoder, collator: Collator) -> Batch:
             media += (Video(Path(folder), tuple(paths[1:]), fps=2.0),)
         question = Message("user", (*media, "What is seen here?"))
         sample = Sample(id="probe", messages=(question, Message("assistant", ("Noise.",))))
-        return collator([encoder.encode(sample)])
+        return Encoder(encoder.family, encoder.processor).encode(sample)  # whatever the run itself learns from

@@ -1,10 +1,7 @@
 """Greedy generation on held-out samples, and their scores."""
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,28 +11,20 @@ from transformers import GenerationConfig
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
-from vlmft.errors import DataError, StorageError, VlmftError
+from vlmft.errors import DataError, VlmftError
+from vlmft.evaluation.answers import Answer
+from vlmft.evaluation.judge import Judge
 from vlmft.evaluation.specs import Generate
 from vlmft.scoring import MetricSpec, check_references, named_score
-from vlmft.types import Sample
+from vlmft.types import Sample, Solution
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One held-out sample with what the model said."""
-
-    id: str
-    question: str
-    reference: str
-    prediction: str
-    scores: dict[str, float]
-
-
-class Evaluator:
+class Evaluator(Judge):
     """Answers the same held-out samples with any model of one checkpoint.
 
     Args:
-        samples: conversations; the last assistant turn is the reference, what stands before it the prompt.
+        samples: conversations; the last assistant turn, or the solution, is the reference, what stands before it the
+            prompt.
         metrics: by name.
         num_workers: loader processes that encode while the model generates.
         rank, world_size: this process answers its share; all ranks get all answers.
@@ -57,16 +46,21 @@ class Evaluator:
         world_size: int = 1,
         between_batches: Callable[[], None] | None = None,
     ) -> None:
-        self.spec = spec
+        super().__init__(spec, metrics)
         self.encoder = encoder
         self.collator = collator
         self.samples = samples
-        self.metrics = metrics
+        self.scoring = metrics
         self.num_workers = num_workers
         self.rank = rank
         self.world_size = world_size
         self.between_batches = between_batches
-        check_references(metrics, ((s.id, s.messages[-1].text) for s in samples if s.target is None))
+        check_references(metrics, ((s.id, text) for s in samples if (text := _reference(s)) is not None))
+
+    @property
+    def num_samples(self) -> int:
+        """See `Judge.num_samples`."""
+        return len(self.samples)
 
     def answer(self, model: Any) -> list[Answer]:
         """Answer every sample, in their order. The model is left in the mode that it came in.
@@ -134,7 +128,7 @@ class Evaluator:
     def _scored(self, sample: Sample, prediction: str) -> Answer:
         if sample.rules.coordinates is not None:  # boxes as the model was taught to write them
             sample, _ = self.encoder.planner.plan(sample, None)
-        reference = sample.messages[-1].text
+        reference = _reference(sample) or ""
         return Answer(
             id=sample.id,
             question=next(message.text for message in reversed(sample.messages) if message.role == "user"),
@@ -142,9 +136,16 @@ class Evaluator:
             prediction=prediction,
             scores={
                 name: named_score(name, metric, sample.id, prediction, reference)
-                for name, metric in self.metrics.items()
+                for name, metric in self.scoring.items()
             },
         )
+
+
+def _reference(sample: Sample) -> str | None:
+    """The last answer or the solution; None where the sample holds neither."""
+    if isinstance(sample.target, Solution):
+        return sample.target.text
+    return sample.messages[-1].text if sample.target is None else None
 
 
 class _Prompts:
@@ -168,20 +169,3 @@ class _Prompts:
             sample_id=lambda sample: sample.id,
             watch=self.watch,
         )
-
-
-def write_answers(path: Path, answers: Sequence[Answer]) -> None:
-    """Write answers as JSONL, one a line. Raises `StorageError` where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", encoding="utf-8") as stream:
-            for answer in answers:
-                stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
-
-
-def read_answers(path: Path) -> list[Answer]:
-    """Read what `write_answers` wrote."""
-    with path.open(encoding="utf-8") as stream:
-        return [Answer(**json.loads(line)) for line in stream]

@@ -12,7 +12,7 @@ RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Interval:
-    """A value and its 95 % confidence interval, all in [0, 1]."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
@@ -48,20 +48,32 @@ def mean_interval(scores: Sequence[float]) -> Interval:
     Raises:
         ValueError: there is no score, or one outside [0, 1].
     """
-    from scipy.stats import t
-
-    n = len(scores)
-    if n < 1:
-        raise ValueError("a mean needs at least one score; found none")
     outside = [score for score in scores if not 0 <= score <= 1]
     if outside:
         raise ValueError(f"scores should be in [0, 1]; found {outside[0]}")
-    mean = math.fsum(scores) / n
+    if len(scores) == 1:
+        return Interval(scores[0], 0.0, 1.0)
+    found = unbounded_mean_interval(scores)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high))
+
+
+def unbounded_mean_interval(values: Sequence[float]) -> Interval:
+    """Return the mean of `values` with Student's t interval; of a single one it is all numbers.
+
+    Raises:
+        ValueError: there is no value.
+    """
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 1:
+        raise ValueError("a mean needs at least one score; found none")
+    mean = math.fsum(values) / n
     if n == 1:
-        return Interval(mean, 0.0, 1.0)
-    deviation = math.sqrt(math.fsum((score - mean) ** 2 for score in scores) / (n - 1))
+        return Interval(mean, -math.inf, math.inf)
+    deviation = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
     half = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * deviation / math.sqrt(n)
-    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
+    return Interval(mean, mean - half, mean + half)
 
 
 def mcnemar_exact(base: Sequence[bool], tuned: Sequence[bool]) -> float:

@@ -17,6 +17,8 @@ class MetricSpec(Spec, abstract=True):
 
     is_binary: ClassVar[bool] = False
     """Whether every score is 0 or 1, so that statistics for right and wrong answers apply."""
+    is_bounded: ClassVar[bool] = True
+    """Whether every score is in [0, 1]; of a metric it is."""
 
     @abstractmethod
     def score(self, prediction: str, reference: str) -> float:

@@ -23,7 +23,7 @@ from vlmft.training.meters import Progress
 from vlmft.training.ranks import rank, world_size
 
 if TYPE_CHECKING:
-    from vlmft.training.sft import SftTrainer
+    from vlmft.training.trainer import StepTrainer
 
 _WEIGHTS = "trained.safetensors"
 _STATE = "state.pt"
@@ -52,7 +52,7 @@ class Checkpoints(TrainerCallback):
 
     def __init__(
         self,
-        trainer: "SftTrainer",
+        trainer: "StepTrainer",
         folder: Path,
         every: int | None,
         keep: int,
@@ -162,6 +162,7 @@ class Checkpoints(TrainerCallback):
             "oom_retries": self.trainer.oom_retries,
             "meters": asdict(self.trainer.meters.progress),
             "last_figures": dict(self.trainer.last_figures),
+            "objective": self.trainer.parts.objective.state(),
         }
 
     def _restore(self, folder: Path) -> None:
@@ -183,6 +184,7 @@ class Checkpoints(TrainerCallback):
         self.trainer.meters.resume(Progress(**own["meters"]))
         self.trainer.last_figures = own["last_figures"]
         if same_ranks:
+            self.trainer.parts.objective.restore(own["objective"])
             _restore_random(own)
 
     def _restore_weights(self, file: Path) -> None:

@@ -1,7 +1,10 @@
 """What a training step came to, and rates over the steps since the last log line."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vlmft.training.objective import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,8 @@ class StepTotals:
     samples: int
     most_micro_batches: int
     """On the rank that needs most."""
+    weights: tuple[float, ...] = ()
+    """What the objective divides by."""
 
 
 @dataclass
@@ -31,6 +36,8 @@ class Progress:
     filled: int = 0
     micro_batches: int = 0
     """The most that a step took."""
+    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """What the objective says on this rank, as sum and weight by name."""
 
 
 class Meters:
@@ -61,6 +68,12 @@ class Meters:
         now.slots += slots
         now.filled += filled
         now.micro_batches = max(now.micro_batches, totals.most_micro_batches)
+
+    def note(self, figures: Mapping[str, Figure]) -> None:
+        """Add what the objective said of a step."""
+        for name, (amount, weight) in figures.items():
+            before = self.progress.figures.get(name, (0.0, 0.0))
+            self.progress.figures[name] = (before[0] + float(amount), before[1] + weight)
 
     def read(self) -> dict[str, float]:
         """Mean loss, rates and shares since the last reading, which starts the next."""

@@ -1,300 +1,33 @@
-"""Supervised fine-tuning on transformers' Trainer.
+"""Supervised fine-tuning: the cross entropy of every answer's tokens."""
 
-The seam: Trainer sees a loader whose every item is one optimiser step, and gradient_accumulation_steps = 1. The cut
-into micro-batches happens inside `training_step`, which may make as many as a step needs. accelerate's sync flag says
-which of them is the last, for DDP (`no_sync`) as for DeepSpeed (its accumulation boundary).
-"""
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-import contextlib
-import logging
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
-
-import torch
-from accelerate.utils import gather_object
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-from vlmft.encoding.batching import BatchingSpec
 from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoded
 from vlmft.encoding.loading import EncodedGroup
-from vlmft.errors import ConfigError, DataError, NumericError
-from vlmft.training.loss import keep_a_gradient, supervised_loss
-from vlmft.training.meters import Meters, StepTotals
-from vlmft.training.optim import OptimSpec
-from vlmft.training.ranks import world_size
-from vlmft.training.steps import StepLoader
-from vlmft.training.stop import StopRequest
-
-logger = logging.getLogger(__name__)
+from vlmft.training.loss import supervised_loss
+from vlmft.training.objective import Objective, Share
 
 
-@dataclass
-class Parts:
-    """What the trainer needs beside transformers' arguments."""
+class SupervisedObjective(Objective[Encoded]):
+    """The mean cross entropy over the step's supervised tokens."""
 
-    loader: StepLoader
-    collator: Collator
-    batching: BatchingSpec
-    optim: OptimSpec
-    groups: Callable[[Any], list[dict[str, Any]]]
-    max_bad_samples: int = 0
-    max_oom_retries: int = 0
-    stop: StopRequest = field(default_factory=StopRequest)
-    on_log: Callable[[dict[str, Any]], None] | None = None
-    """Takes each line of figures, and a line for each sample that is left out."""
+    nothing: ClassVar[str] = "has no supervised token"
+    reports: ClassVar[bool] = False
 
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
 
-class Saves(Protocol):
-    """What can save a trainer's whole state; `checkpoint.Checkpoints` does."""
+    def begin(self, step: int, group: EncodedGroup) -> Sequence[Encoded]:
+        """The samples."""
+        return group.samples
 
-    def save(self) -> None:
-        """Save the state after the current step."""
+    def weights(self, units: Sequence[Encoded]) -> tuple[float, ...]:
+        """The supervised tokens."""
+        return (float(sum(sample.num_supervised for sample in units)),)
 
-    def consider(self, metric: str, score: float) -> None:
-        """Keep the state after the current step where no earlier one scored as high."""
-
-
-class SftTrainer(Trainer):
-    """transformers' Trainer with vlmft's step, loss, optimiser groups and meters."""
-
-    optimizer: Any
-
-    def __init__(self, model: Any, args: TrainingArguments, parts: Parts, callbacks: list[TrainerCallback]) -> None:
-        super().__init__(model=model, args=args, callbacks=callbacks)
-        self.remove_callback(PrinterCallback)
-        self.parts = parts
-        keep_a_gradient(model)
-        self.meters = Meters()
-        self.last_figures: dict[str, float] = {}
-        self.step_ids: list[str] = []
-        """The samples of the step under way, on this rank."""
-        self.bad_samples: dict[str, str] = {}
-        """The samples left out so far, on any rank: id -> reason."""
-        self.oom_retries = 0
-        """How often memory has run out so far; each time micro-batches are halved, for the rest of the run."""
-        self.checkpoints: Saves | None = None
-        """Where a run that is asked to stop saves itself."""
-        self.judge: Callable[[], None] | None = None
-        """What a callback that sets `control.should_evaluate` wants done; after the step's figures, before a save."""
-        self._check_distribution()
-
-    def _check_distribution(self) -> None:
-        """accelerate falls back to a single process in silence; a run on the wrong number of ranks must not start."""
-        if self.accelerator.num_processes != world_size():
-            raise ConfigError(
-                f"{world_size()} ranks were asked for, accelerate runs on {self.accelerator.num_processes} "
-                f"({self.accelerator.distributed_type}); unset the ACCELERATE_* variables of the environment"
-            )
-
-    def get_train_dataloader(self) -> Any:
-        """One item a step; already this rank's share, so accelerate has nothing to split."""
-        return self.parts.loader
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The chosen optimiser over the recipe's groups."""
-        if self.optimizer is None:
-            self.optimizer = self.parts.optim.build(self.parts.groups(self.model))
-        return self.optimizer
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> None:
-        """Nothing to count here: `training_step` knows the step's supervised tokens."""
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Not counted: transformers' figure ignores pictures and frozen parts."""
-        return 0
-
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """All micro-batches of one step: forward and backward. Returns the loss, the same on every rank."""
-        step: EncodedGroup = inputs
-        self.step_ids = [sample.id for sample in step.samples]
-        if not model.training:  # the walk through all modules costs 0.15 ms even on a tiny model
-            model.train()
-        lengths = [sample.num_tokens for sample in step.samples]
-        totals = self._agree(step, lengths)
-        loss, slots = self._all_micro_batches(model, step, lengths, totals)
-        loss = self._total_loss(loss)
-        self.meters.add(totals, filled=sum(lengths), slots=slots, loss=float(loss))
-        return loss
-
-    def _all_micro_batches(
-        self, model: Any, step: EncodedGroup, lengths: list[int], totals: StepTotals
-    ) -> tuple[torch.Tensor, int]:
-        """Forward and backward, in finer micro-batches where memory runs out and `max_oom_retries` is not used up.
-
-        Returns:
-            This rank's share of the loss, and the token slots that went through, padding included.
-        """
-        while True:
-            at_least = min(totals.most_micro_batches * 2**self.oom_retries, len(lengths))
-            cuts = self.parts.batching.micro_batches(lengths, at_least, self.parts.collator.kinds(step.samples))
-            try:
-                return self._forward_backward(model, step, cuts, totals)
-            except torch.OutOfMemoryError as error:
-                if self.oom_retries == self.parts.max_oom_retries or len(cuts) == len(lengths):
-                    raise
-                reason = str(error).splitlines()[0]
-            # Not in the handler: the error holds on to the frames, and they to what fills the memory.
-            self.oom_retries += 1
-            model.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            logger.warning(
-                "step %d: %s; it is tried again, and micro-batches are cut to 1/%d from here on (trainer.oom_retries)",
-                self.state.global_step + 1,
-                reason,
-                2**self.oom_retries,
-            )
-
-    def _forward_backward(
-        self, model: Any, step: EncodedGroup, cuts: list[list[int]], totals: StepTotals
-    ) -> tuple[torch.Tensor, int]:
-        loss = torch.zeros((), device=self.args.device)
-        slots = 0
-        for number, indices in enumerate(cuts):
-            batch = self.parts.collator([step.samples[i] for i in indices]).to(self.args.device)
-            slots += batch.labels.numel()
-            last = number == len(cuts) - 1
-            self.accelerator.gradient_state._set_sync_gradients(last)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                inputs = self.parts.collator.family.model_inputs(self.parts.collator.processor, batch.inputs)
-                part = supervised_loss(model, inputs, batch.labels) / totals.supervised_tokens
-                # DDP and DeepSpeed average gradients over ranks; the loss is a sum over them.
-                self.accelerator.backward(part * self.accelerator.num_processes)
-                loss += part.detach()
-        return loss, slots
-
-    def _agree(self, step: EncodedGroup, lengths: list[int]) -> StepTotals:
-        """Sum over the ranks what all must know before the step; stop, or refuse bad samples, on all alike."""
-        new = {name: reason for name, reason in step.bad.items() if name not in self.bad_samples}
-        stop = self.parts.stop
-        local = torch.tensor(
-            [
-                sum(sample.num_supervised for sample in step.samples),
-                sum(lengths),
-                sum(sample.num_vision_tokens for sample in step.samples),
-                len(lengths),
-                len(new),
-                bool(stop.reason),
-                stop.interrupted,
-                not lengths,
-            ],
-            dtype=torch.int64,
-            device=self.args.device,
-        )
-        supervised, tokens, vision_tokens, samples, num_new, stopping, interrupted, idle_ranks = (
-            self.accelerator.reduce(local, "sum").tolist() if self.accelerator.num_processes > 1 else local.tolist()
-        )
-        if stopping:
-            stop.interrupted = bool(interrupted)
-            if self.checkpoints is not None:
-                self.checkpoints.save()
-            stop.stop_at(f"after step {self.state.global_step}")
-        if num_new:
-            self._leave_out(new)
-        if idle_ranks:
-            raise DataError(
-                f"step {self.state.global_step + 1}: no usable sample is left for {idle_ranks} of the ranks"
-            )
-        if not supervised:
-            raise self._numeric_error("step {step} has no supervised token. The samples: {ids}. Look at their answers")
-        return StepTotals(
-            supervised_tokens=supervised,
-            tokens=tokens,
-            vision_tokens=vision_tokens,
-            samples=samples,
-            most_micro_batches=self._most_micro_batches(lengths, self.parts.collator.kinds(step.samples)),
-        )
-
-    def is_asked_to_stop(self) -> bool:
-        """Whether any rank has got a signal; called on all ranks alike."""
-        stop = self.parts.stop
-        heard = gather_object([(bool(stop.reason), stop.interrupted)])
-        stop.interrupted = any(interrupted for _, interrupted in heard)
-        return any(asked for asked, _ in heard)
-
-    def _leave_out(self, new: dict[str, str]) -> None:
-        """List samples that are met for the first time on some rank; called on all ranks alike."""
-        for share in gather_object([new]):
-            for sample_id, reason in share.items():
-                if sample_id not in self.bad_samples and self.parts.on_log is not None:
-                    self.parts.on_log({"step": self.state.global_step + 1, "bad_sample": sample_id, "reason": reason})
-                self.bad_samples[sample_id] = reason
-        if len(self.bad_samples) > self.parts.max_bad_samples:
-            count = f"{len(self.bad_samples)} bad samples, max_bad_samples={self.parts.max_bad_samples}"
-            raise DataError(*self.bad_samples.values(), count)
-
-    def _most_micro_batches(self, lengths: list[int], kinds: list[int]) -> int:
-        """The largest number of micro-batches on any rank: sharded weights need equally many passes everywhere."""
-        mine = len(self.parts.batching.micro_batches(lengths, kinds=kinds))
-        if self.accelerator.num_processes == 1:
-            return mine
-        counts = self.accelerator.gather(torch.tensor([mine], device=self.args.device))
-        return int(counts.max())
-
-    def _total_loss(self, loss: torch.Tensor) -> torch.Tensor:
-        """The step's loss over all ranks, checked before the weights are touched."""
-        own = float(loss)
-        if self.accelerator.num_processes > 1:
-            loss = self.accelerator.reduce(loss, "sum")
-        value = float(loss)
-        if not math.isfinite(value):
-            # Of several ranks, those whose own share is no number hold the samples to look at.
-            raise self._numeric_error(
-                f"the loss of step {{step}} is {value}; the weights were not updated. The samples: {{ids}}. "
-                "Lower optim.lr, or look at these samples",
-                to_blame=not math.isfinite(own),
-            )
-        return loss
-
-    def _numeric_error(self, text: str, to_blame: bool = True) -> NumericError:
-        """The error whose `text` has places for {step} and {ids}, those of the ranks that say `to_blame`.
-
-        Called on all ranks alike.
-        """
-        shares = gather_object([self.step_ids if to_blame else []])
-        ids = [sample_id for share in shares for sample_id in share]
-        step = self.state.global_step + 1
-        return NumericError(text.format(step=step, ids=", ".join(ids)), step=step, samples=ids)
-
-    def _clip_grad_norm(self, model: Any) -> Any:
-        norm = super()._clip_grad_norm(model)
-        # fp16's scaler expects the odd overflow and skips that update by itself.
-        if self.args.fp16 is False and not math.isfinite(float(norm)):
-            raise self._numeric_error(
-                f"the gradient norm of step {{step}} is {float(norm)}; the weights were not updated. "
-                "The samples: {ids}. Lower optim.lr, or look at these samples"
-            )
-        return norm
-
-    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
-        """Trainer's place for evaluating, between a step's figures and its checkpoint."""
-        self.control.should_evaluate = False  # else the end of the epoch, after the last step, would do it again
-        if self.judge is not None:
-            self.judge()
-        return {}
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Trainer's place for saving, after a step's figures are logged; `Checkpoints` asks for it."""
-        if self.checkpoints is not None:
-            self.checkpoints.save()
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the meters since the last line, then hand on to transformers' trackers and to `on_log`."""
-        if "loss" not in logs:  # transformers' own summary at the end, counted in its terms
-            return
-        plan, mixture = self.parts.loader.dataset.plan, self.parts.loader.dataset.mixture
-        logs = logs | self.meters.read() | {"bad_samples": len(self.bad_samples)}
-        samples = self.state.global_step * plan.global_batch_size
-        logs["pass"] = samples / plan.num_samples
-        if len(mixture.parts) > 1:
-            logs |= {f"share/{entry}": visits / samples for entry, visits in mixture.visits(samples).items()}
-        self.last_figures = logs
-        self.report(logs)
-
-    def report(self, values: dict[str, float]) -> None:
-        """Hand a line of figures to transformers' trackers and to `on_log`."""
-        super().log(dict(values))
-        self.state.log_history.clear()  # Trainer would keep every line in memory; metrics.jsonl has them
-        if self.parts.on_log is not None:
-            self.parts.on_log({"step": self.state.global_step} | values)
+    def share(self, model: Any, units: Sequence[Encoded], weights: Sequence[float]) -> Share:
+        """See `Objective.share`."""
+        inputs, labels = self.collator.on_device(units, model)
+        return Share(supervised_loss(model, inputs, labels) / weights[0], slots=labels.numel())

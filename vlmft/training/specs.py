@@ -1,14 +1,18 @@
 """The choices of a training run that need no code of their own: trainer, strategy, logger."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from vlmft.config.spec import Spec
+from vlmft.types import Target
 
 
 class TrainerSpec(Spec, abstract=True):
     """How long a run trains and what it does beside."""
+
+    learns: ClassVar[type[Target] | None] = None
+    """What a sample has to hold; None: answers."""
 
     epochs: float = Field(gt=0, description="passes over the training data; the last step is filled from the next pass")
     max_steps: int | None = Field(ge=1, description="optimiser steps; where set, `epochs` is not used")

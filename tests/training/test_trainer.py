@@ -13,7 +13,7 @@ from tests.training.conftest import Bench
 from vlmft.encoding.collate import Batch
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError, PreemptedError
-from vlmft.training import arguments, sft
+from vlmft.training import arguments, sft, trainer
 from vlmft.training.loss import supervised_loss
 from vlmft.training.stop import StopRequest
 
@@ -87,7 +87,7 @@ class TestOneStep:
         monkeypatch.setattr(
             type(made.trainer.parts.collator),
             "__call__",
-            lambda self, samples: (kinds.append({len(sample.media) for sample in samples}), forward(samples))[1],
+            lambda self, samples, *side: (kinds.append({len(sample.media) for sample in samples}), forward(samples))[1],
         )
         other_loss, other_gradients = made.gradients(step)
         assert sorted(map(len, kinds)) == [1, 1, 1] and set.union(*kinds) == {0, 1, 2}
@@ -455,7 +455,7 @@ class TestLines:
 
 
 def test_other_ranks_than_asked_for_are_refused(bench: MakeBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sft, "world_size", lambda: 2)
+    monkeypatch.setattr(trainer, "world_size", lambda: 2)
     with pytest.raises(
         ConfigError, match=r"^2 ranks were asked for, accelerate runs on 1 \(DistributedType.NO\); unset"
     ):

@@ -1,0 +1,137 @@
+"""What a run asks of its trainer, in the order in which it asks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmft.errors import ConfigError
+from vlmft.evaluation import Generate
+from vlmft.training.ranks import rank, world_size
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from torch import Tensor
+
+    from vlmft.data.run_data import RunData
+    from vlmft.encoding.collate import Collator
+    from vlmft.encoding.encoder import Encoder
+    from vlmft.evaluation.judge import Judge
+    from vlmft.recipes.table import ComponentRow
+    from vlmft.run_folder import RunFolder
+    from vlmft.train import TrainConfig
+    from vlmft.training.objective import Objective
+    from vlmft.training.step_plan import StepPlan
+    from vlmft.training.stop import StopRequest
+    from vlmft.training.trackers import Guard
+    from vlmft.types import Sample
+
+
+@dataclass(frozen=True)
+class Kit:
+    """What a run has put together before its trainer's own part."""
+
+    data: "RunData"
+    plan: "StepPlan"
+    encoder: "Encoder"
+    collator: "Collator"
+    folder: "RunFolder"
+    stop: "StopRequest"
+    console: "Console"
+    trackers: "list[Guard]"
+
+
+class Task(ABC):
+    """One trainer's part in a run; made from the config alone, so that the driver can ask it, too."""
+
+    def __init__(self, config: "TrainConfig") -> None:
+        self.config = config
+
+    def check(self) -> None:
+        """Refuse what contradicts itself in the config; the driver asks, before a process is started.
+
+        Raises:
+            ConfigError: names the keys.
+        """
+        evaluation = self.config.evaluation
+        if not isinstance(evaluation, Generate) or evaluation.best_by is None:
+            return
+        names = self.score_names()
+        if evaluation.best_by not in names:
+            raise ConfigError(
+                f"evaluation.best_by: {evaluation.best_by!r} is not among this run's metrics: {', '.join(names)}"
+            )
+
+    @abstractmethod
+    def score_names(self) -> Sequence[str]:
+        """What `judge` scores by."""
+
+    def judge(self, kit: Kit) -> "Judge | None":
+        """What judges the model on the held-out samples; None where nothing is held out or evaluation is off.
+
+        Raises:
+            ConfigError: the state that scores best is to be kept, and nothing can be scored.
+            DataError: a held-out sample cannot be judged.
+        """
+        evaluation = self.config.evaluation
+        if not isinstance(evaluation, Generate):
+            return None
+        if not kit.data.held_out:
+            if evaluation.best_by is not None:
+                raise ConfigError(
+                    "evaluation.best_by: nothing is held out to be scored; give holdout= or eval_dataset="
+                )
+            return None
+        return self.judge_of(kit, evaluation, kit.data.held_out_samples(evaluation.max_samples))
+
+    @abstractmethod
+    def judge_of(self, kit: Kit, evaluation: Generate, samples: "Sequence[Sample]") -> "Judge":
+        """What judges the model on these samples."""
+
+    def finish_model(self, model: Any, kit: Kit) -> Any:
+        """The model as it trains, of the one to which the recipe has been applied."""
+        return model
+
+    def probe_loss(self, model: Any, kit: Kit) -> "Tensor":
+        """A loss over every modality of the family: a trained weight to which it gives no gradient never gets one."""
+        return probe_loss(model, kit.encoder, kit.collator)
+
+    @abstractmethod
+    def objective(self, model: Any, kit: Kit) -> "Objective[Any]":
+        """What is minimised; `model` is as it stands before training, also in a run that is resumed."""
+
+    def groups(self, model: Any) -> list[dict[str, Any]]:
+        """The optimiser's groups."""
+        from vlmft.recipes.groups import parameter_groups
+
+        config = self.config
+        return parameter_groups(model, config.recipe, config.model, config.optim.lr, config.optim.weight_decay)
+
+    def rows(self, model: Any) -> "list[ComponentRow]":
+        """The table of what trains."""
+        from vlmft.recipes.table import component_rows
+
+        config = self.config
+        return component_rows(model, config.recipe, config.model, config.optim.lr, config.optim.state_bytes)
+
+    def backbone(self, model: Any) -> Any:
+        """The checkpoint's own model, with the recipe, of what `finish_model` made."""
+        return model
+
+    def save(self, folder: Path, model: Any) -> dict[str, Any]:
+        """Write what belongs into `final/` beside the backbone; return what its vlmft.json is to say of it."""
+        return {}
+
+
+def probe_loss(model: Any, encoder: "Encoder", collator: "Collator") -> "Tensor":
+    """The cross entropy of one answer about a picture and, where the family takes one, a video."""
+    from vlmft.encoding.probe import probe_sample
+    from vlmft.training.loss import supervised_loss
+
+    return supervised_loss(model, *collator.on_device([probe_sample(encoder)], model))
+
+
+def places() -> dict[str, int]:
+    """This process among the ranks, as judges take it."""
+    return {"rank": rank(), "world_size": world_size()}
