@@ -129,7 +129,17 @@ def test_a_recipes_policy_can_be_exchanged(policy: str) -> None:
     assert type(config.recipe.vision_tower).__name__ == target.rpartition(".")[2]
 
 
-@pytest.mark.parametrize("path", sorted((CONF / "experiment").glob("*.yaml")), ids=lambda path: path.stem)
+EXPERIMENTS = sorted((CONF / "experiment").glob("*.yaml"))
+SWEPT = [path for path in EXPERIMENTS if "hydra" in yaml.safe_load(path.read_text())]
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_an_experiment_is_one_run_with_its_name(path: Path) -> None:
+    config, _ = compose(f"+experiment={path.stem}")
+    assert config.run.name == path.stem
+
+
+@pytest.mark.parametrize("path", SWEPT, ids=lambda path: path.stem)
 def test_an_experiment_is_so_many_runs_that_differ_as_it_says(path: Path) -> None:
     """Each job's recipe is the one that its words choose; nothing else differs."""
     composed: list[dict[str, Any]] = []
@@ -156,8 +166,8 @@ def _at(values: Any, key: str) -> Any:
     return values
 
 
-def test_lora_rank_targets_is_three_ranks_by_two_sets_of_targets() -> None:
-    path = CONF / "experiment/lora_rank_targets.yaml"
+@pytest.mark.parametrize("path", SWEPT, ids=lambda path: path.stem)
+def test_it_is_three_ranks_by_two_sets_of_targets(path: Path) -> None:
     found: list[tuple[int, Any]] = []
 
     def job(config: TrainConfig, composition: Composition) -> int:
