@@ -77,18 +77,17 @@ def preview(config: PreviewConfig, composition: Composition) -> int:
 
     from vlmft import assembly
     from vlmft.data.run_data import open_run_data
-    from vlmft.encoding.encoder import Encoder
     from vlmft.encoding.time_limit import TimeLimit
     from vlmft.previewing.album import Album
     from vlmft.previewing.page import head_of, render
-    from vlmft.previewing.samples import show
+    from vlmft.previewing.samples import AnyKind, show
     from vlmft.screen import console
 
     data = open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed, config.mixing_temperature)
     subject, visits = chosen(config, data)
     assembly.quiet_libraries()
     limit = TimeLimit(config.sample_timeout_s)
-    encoder = Encoder(config.model, config.model.load_processor(), config.batching.max_tokens, limit)
+    encoder = AnyKind(config.model, config.model.load_processor(), config.batching.max_tokens, limit)
     album = Album()
     samples = show(visits, encoder, album, num_workers=1)  # not here: a decoder that crashes takes its process along
     head = head_of(config, data, subject, composition.choices.get("dataset", ""))

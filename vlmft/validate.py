@@ -41,8 +41,10 @@ def validate(config: ValidateConfig, composition: Composition) -> int:
     from vlmft.checking.report import Report
     from vlmft.checking.scan import Scan
     from vlmft.data.run_data import open_run_data
+    from vlmft.tasks import task_of
     from vlmft.training.step_plan import refuse_uneven_shares
 
+    task_of(config).check()
     ranks = number_of_ranks(config.strategy)
     refuse_uneven_shares(config.global_batch_size, ranks)
     config.model.refuse_missing_folder()

@@ -18,7 +18,7 @@ from vlmft.config.media import Augmentation, MediaRules
 from vlmft.data.run_data import open_run_data
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.previewing.album import Album
-from vlmft.previewing.samples import Frame, ShownSample, show
+from vlmft.previewing.samples import AnyKind, Frame, ShownSample, show
 from vlmft.previewing.visits import Visit, by_id, first
 from vlmft.types import Image, Labels, Message, Preference, Sample, Solution, Target, Video
 
@@ -213,6 +213,17 @@ def test_a_target_is_shown_although_nothing_imitates_it(target: Target, said: st
     )
     assert "learns from such" in trained.error
     assert (trained.answer, prompt.answer, prompt.error) == (said, said, "")
+
+
+@pytest.mark.parametrize(
+    ("target", "trained"),
+    [(Preference("Red.", "Blue."), "Red.<|im_end|>Blue.<|im_end|>"), (Solution("42"), "")],
+)
+def test_a_target_is_encoded_as_the_trainer_does_that_learns_from_it(target: Target, trained: str) -> None:
+    """Of a pair both answers and the ends of their turns are trained; a solution stands beside its prompt."""
+    sample = Sample("mine/1", (Message("user", ("Hello",)),), "f:1", target=target)
+    (found,) = show([Visit(0, sample.id, "mine", 7, sample)], AnyKind(tiny(), tiny_processor()), Album())
+    assert (found.error, found.num_supervised) == ("", len(tiny_processor().tokenizer(trained).input_ids))
 
 
 def test_a_decoder_that_crashes_spoils_its_own_sample_alone(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

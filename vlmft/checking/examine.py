@@ -18,7 +18,8 @@ from vlmft.data.sources.rows import RowSource
 from vlmft.encoding.encoder import Counted, Encoder
 from vlmft.errors import DataError
 from vlmft.models import ModelSpec
-from vlmft.types import Image, Media, Sample
+from vlmft.types import Image, Labels, Media, Preference, Sample
+from vlmft.types import Target as SampleTarget
 
 Kind = Literal["row", "media", "boxes", "text", "length", "crash", "timeout", "overlap"]
 """What is wrong: the row; a file, its header or its pixels; a box; what chat template, tokenizer and label mask make of
@@ -58,10 +59,18 @@ class Problem:
 class Counter:
     """Counts a sample's tokens whatever the run's limits say, and refuses it in the words of the run's own encoder."""
 
-    def __init__(self, family: ModelSpec, processor: Any, max_tokens: int | None) -> None:
-        self.run = _Undecoded(family, processor, max_tokens)
-        self.unlimited = _Undecoded(family.model_copy(update={"max_vision_tokens": None}), processor)
+    def __init__(
+        self, family: ModelSpec, processor: Any, max_tokens: int | None, learns: type[SampleTarget] | None = None
+    ) -> None:
+        self.run = _Undecoded(family, processor, max_tokens, learns=learns)
+        unlimited = family.model_copy(update={"max_vision_tokens": None})
+        self.unlimited = _Undecoded(unlimited, processor, learns=learns)
         self.unlimited.chat = self.run.chat
+
+    @property
+    def judges_whole(self) -> bool:
+        """Whether a held-out sample is judged as a training one is encoded; else its prompt is answered."""
+        return self.run.learns in (Preference, Labels)
 
     def count(self, sample: Sample, whole: bool) -> Counted:
         """Tokens of the conversation, `whole` or up to the last answer, of any length. Raises as the encoder."""
@@ -153,7 +162,8 @@ class Examiner:
         if self.counter is None or not target.is_encoded(sample.id):
             look_at_media(sample, self.rules, self.decode)
             return
-        counted = self._counted(sample, self.counter, not target.held_out, figures)
+        whole = not target.held_out or self.counter.judges_whole
+        counted = self._counted(sample, self.counter, whole, figures)
         self._kind = "media"
         for item in counted.media if self.decode else ():
             self.counter.run.planner.encode(item)

@@ -64,7 +64,7 @@ def _load_counter(config: "ValidateConfig") -> Counter:
     from vlmft import assembly
 
     assembly.quiet_libraries()
-    return Counter(config.model, config.model.load_processor(), config.batching.max_tokens)
+    return Counter(config.model, config.model.load_processor(), config.batching.max_tokens, config.trainer.learns)
 
 
 def _judged(config: "ValidateConfig", data: RunData) -> frozenset[str] | None:

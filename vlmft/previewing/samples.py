@@ -100,6 +100,14 @@ def show(
     return [shown[visit.number] for visit in visits]
 
 
+class AnyKind(Encoder):
+    """Encodes a sample as the trainer would that learns from it, whichever that is."""
+
+    def learnt(self, sample: Sample) -> Sample:
+        """The sample as it is."""
+        return sample
+
+
 class _Visits:
     """Maps a visit's number in a list to its sample, encoded."""
 
