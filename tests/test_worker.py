@@ -235,6 +235,8 @@ class TestWholeRun:
             "tokens_per_s",
             "vision_tokens_per_s",
             "supervised_tokens_per_s",
+            "data_wait",
+            "peak_memory_bytes",
             "padding",
             "micro_batches",
             "bad_samples",

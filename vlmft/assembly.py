@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -356,22 +355,11 @@ def describe_device(device: "torch.device") -> dict[str, Any]:
 
 
 def size(rows: "Sequence[ComponentRow]", device: "torch.device") -> dict[str, int]:
-    """What a run took, for result.json: parameters, those that were trained, and this rank's peak memory.
+    """What a run took, for result.json: parameters, those that were trained, and this rank's peak memory."""
+    from vlmft.training.meters import peak_memory
 
-    On CUDA that is what torch allocated on the device; elsewhere the process's largest resident set, in which the
-    libraries count too.
-    """
-    import resource
-
-    import torch
-
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return {
         "parameters": sum(row.parameters for row in rows),
         "trainable_parameters": sum(row.trainable for row in rows),
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory(device),
     }

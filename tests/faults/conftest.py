@@ -25,7 +25,15 @@ SMALL = (
     "trainer.num_workers=1",
 )
 TIMEOUT_S = 180.0
-_CLOCKED = ("time", "samples_per_s", "tokens_per_s", "vision_tokens_per_s", "supervised_tokens_per_s")
+_CLOCKED = (
+    "time",
+    "samples_per_s",
+    "tokens_per_s",
+    "vision_tokens_per_s",
+    "supervised_tokens_per_s",
+    "data_wait",
+    "peak_memory_bytes",
+)
 
 
 @dataclass

@@ -24,7 +24,14 @@ MakeBench = Callable[..., Bench]
 
 # Six samples in passes of three steps.
 SMALL = ("global_batch_size=2", "trainer.num_workers=0", "trainer.max_steps=6", "optim.warmup=0.34")
-_CLOCKED = ("samples_per_s", "tokens_per_s", "vision_tokens_per_s", "supervised_tokens_per_s")
+_CLOCKED = (
+    "samples_per_s",
+    "tokens_per_s",
+    "vision_tokens_per_s",
+    "supervised_tokens_per_s",
+    "data_wait",
+    "peak_memory_bytes",
+)
 
 
 class KilledError(Exception):

@@ -18,6 +18,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rates_are_totals_over_the_time_since_the_last_reading() -> None:
     meter = Meters()
     meter.restart()
+    meter.wait(0.5)
     meter.add(
         StepTotals(supervised_tokens=6, tokens=60, vision_tokens=20, samples=4, most_micro_batches=2), 60, 80, 3.0
     )
@@ -28,12 +29,15 @@ def test_rates_are_totals_over_the_time_since_the_last_reading() -> None:
         "tokens_per_s": 20.0,
         "vision_tokens_per_s": 5.0,
         "supervised_tokens_per_s": 2.0,
+        "data_wait": 0.125,
         "padding": pytest.approx(0.2),
         "micro_batches": 2,
     }
+    meter.wait(100)  # the clock that tells the seconds since the last line is another
     meter.add(StepTotals(supervised_tokens=8, tokens=8, vision_tokens=0, samples=1, most_micro_batches=3), 8, 8, 0.5)
     second = meter.read()
     assert (second["supervised_tokens_per_s"], second["padding"], second["micro_batches"]) == (2.0, 0.0, 3)
+    assert second["data_wait"] == 1.0
 
 
 @pytest.mark.usefixtures("clock")

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import time
 from pathlib import Path
 from typing import Any
 
@@ -100,3 +101,15 @@ class TestBadSamples:
         with pytest.raises(SampleError, match=r"^mine/a \(.*rows.json:1, row 0\): it has no assistant turn") as caught:
             LLaVADataset(data_path=path).open("mine")[0]
         assert caught.value.sample_id == "mine/a"
+
+
+def test_says_how_long_each_step_was_waited_for(data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loader = StepLoader(dataset(data_file, StepPlan.derive(6, 2, 1, 3, 1)), num_workers=0)
+    real, waited = Encoder.encode, []
+    monkeypatch.setattr(Encoder, "encode", lambda self, *args: (time.sleep(0.05), real(self, *args))[1])
+    loader.on_wait = waited.append
+    began = time.perf_counter()
+    for _ in loader:
+        time.sleep(0.2)  # the step's own time
+    assert len(waited) == 3 and min(waited) >= 0.1
+    assert sum(waited) <= time.perf_counter() - began - 3 * 0.2

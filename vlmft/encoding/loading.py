@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -119,7 +119,7 @@ def encode_group(
     return group
 
 
-def load(groups: Groups, num_workers: int, start: int = 0) -> Iterator[EncodedGroup]:
+def load(groups: Groups, num_workers: int, start: int = 0) -> Generator[EncodedGroup]:
     """Give the groups from number `start` on, encoded by `num_workers` loader processes, or here where that is 0.
 
     A sample whose decoder crashes its loader process is a bad one; others take its work over.

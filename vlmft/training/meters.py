@@ -1,10 +1,15 @@
 """What a training step came to, and rates over the steps since the last log line."""
 
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from vlmft.training.objective import Figure
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +39,28 @@ class Progress:
     slots: int = 0
     """Token places on this rank, padding included."""
     filled: int = 0
+    waited: float = 0.0
+    """Seconds in which this rank had no step to work on."""
     micro_batches: int = 0
     """The most that a step took."""
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
     """What the objective says on this rank, as sum and weight by name."""
+
+
+def peak_memory(device: "torch.device") -> int:
+    """Bytes of memory that this rank has taken at most so far.
+
+    On CUDA that is what torch allocated on the device; elsewhere the process's largest resident set, in which the
+    libraries count too.
+    """
+    import resource
+
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 class Meters:
@@ -69,6 +92,10 @@ class Meters:
         now.filled += filled
         now.micro_batches = max(now.micro_batches, totals.most_micro_batches)
 
+    def wait(self, seconds: float) -> None:
+        """Count time in which there was no step to work on."""
+        self.progress.waited += seconds
+
     def note(self, figures: Mapping[str, Figure]) -> None:
         """Add what the objective said of a step."""
         for name, (amount, weight) in figures.items():
@@ -86,6 +113,7 @@ class Meters:
             "tokens_per_s": done.tokens / seconds,
             "vision_tokens_per_s": done.vision_tokens / seconds,
             "supervised_tokens_per_s": done.supervised_tokens / seconds,
+            "data_wait": min(done.waited / seconds, 1.0),
             "padding": 1 - done.filled / done.slots if done.slots else 0.0,
             "micro_batches": done.micro_batches,
         }

@@ -1,6 +1,8 @@
 """The stream of optimiser steps. One item of the loader is one step of one rank, whatever its micro-batches."""
 
-from collections.abc import Iterator
+import contextlib
+import time
+from collections.abc import Callable, Iterator
 
 from vlmft.data.mixture import Mixture
 from vlmft.encoding.encoder import Encoder
@@ -45,9 +47,19 @@ class StepLoader:
         self.dataset = dataset
         self.num_workers = num_workers
         self.start = start
+        self.on_wait: Callable[[float], None] | None = None
+        """Is told the seconds that each step was waited for."""
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[EncodedGroup]:
-        return load(self.dataset, self.num_workers, self.start)
+        with contextlib.closing(load(self.dataset, self.num_workers, self.start)) as steps:
+            while True:
+                began = time.perf_counter()
+                step = next(steps, None)
+                if step is None:
+                    return
+                if self.on_wait is not None:
+                    self.on_wait(time.perf_counter() - began)
+                yield step

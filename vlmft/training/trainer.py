@@ -21,7 +21,7 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError
 from vlmft.training.loss import keep_a_gradient
-from vlmft.training.meters import Meters, StepTotals
+from vlmft.training.meters import Meters, StepTotals, peak_memory
 from vlmft.training.objective import Figure, Objective, Unit
 from vlmft.training.optim import OptimSpec
 from vlmft.training.ranks import world_size
@@ -69,6 +69,7 @@ class StepTrainer(Trainer):
         self.parts = parts
         keep_a_gradient(model)
         self.meters = Meters()
+        parts.loader.on_wait = self.meters.wait
         self.last_figures: dict[str, float] = {}
         self.step_ids: list[str] = []
         """The samples of the step under way, on this rank."""
@@ -308,6 +309,7 @@ class StepTrainer(Trainer):
         plan, mixture = self.parts.loader.dataset.plan, self.parts.loader.dataset.mixture
         figures = self._figures()
         logs = logs | self.meters.read() | figures | {"bad_samples": len(self.bad_samples)}
+        logs["peak_memory_bytes"] = peak_memory(self.args.device)
         samples = self.state.global_step * plan.global_batch_size
         logs["pass"] = samples / plan.num_samples
         if len(mixture.parts) > 1:
