@@ -65,10 +65,11 @@ def check_shared(family: Family, *questions: tuple[Part, ...]) -> None:
     torch.testing.assert_close(shared_loss, loss, rtol=1e-5, atol=0)
     assert shared_gradients.keys() == gradients.keys()
     assert any(name.startswith(family.tower) for name in gradients)
+    largest = max(float(gradient.norm()) for gradient in gradients.values())
     for name, gradient in gradients.items():
         off, size = float((shared_gradients[name] - gradient).norm()), float(gradient.norm())
-        # Of a key's bias it is 0, as softmax does not see one; what is found is the rounding of either way.
-        assert off < 1e-5 * size or name.endswith("k_proj.bias"), f"{name}: {off} of {size}"
+        # Some are 0 but for the rounding of either way: softmax does not see the bias of a key.
+        assert off < 1e-5 * size + 1e-7 * largest, f"{name}: {off} of {size}, the largest {largest}"
     assert not any(name in vars(module) for module in model.modules() for name in ("get_image_features",))
 
 
