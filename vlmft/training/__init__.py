@@ -1,12 +1,14 @@
 """The trainers, and the choices that belong to a training run: optimiser, strategy, logger."""
 
 from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, Muon, OptimSpec, TransformersOptim
+from vlmft.training.preference import Dpo
 from vlmft.training.specs import Logger, Sft, Strategy, TrainerSpec
 
 __all__ = [
     "Adafactor",
     "AdamW",
     "AdamW8bit",
+    "Dpo",
     "Logger",
     "Muon",
     "OptimSpec",
