@@ -17,7 +17,7 @@ from trl.experimental.orpo import ORPOTrainer
 from tests.support import PROJECT, compose, tiny_processor
 from vlmft.training import Dpo
 from vlmft.training.preference import LOSSES, MIXES, SORTING, WITHOUT_REFERENCE
-from vlmft.training.preference_loss import FORMULAS, Pairs, answer_log_probs, preference_loss
+from vlmft.training.preference_loss import FORMULAS, Pairs, answer_log_probs, preference_losses
 
 TRL_LOSSES = sorted(LOSSES - (WITHOUT_REFERENCE - {"sft"}))
 SMOOTHING = {"exo_pair": 1e-3, "robust": 0.1, "aot": 0.2, "aot_unpaired": 0.2}
@@ -102,9 +102,13 @@ def pairs(ld_alpha: float | None = None) -> Pairs:
     return Pairs(chosen, rejected, ref_chosen, ref_rejected, *lengths, -(own * mask).sum(1).chunk(2)[0])
 
 
+def total(found: Pairs, spec: Dpo, num_pairs: float, num_tokens: float) -> Tensor:
+    return torch.stack(list(preference_losses(found, spec, num_pairs, num_tokens).values())).sum()
+
+
 def ours(spec: Dpo, found: Pairs | None = None) -> Tensor:
     found = found or pairs(spec.ld_alpha)
-    return preference_loss(found, spec, len(found.chosen), float(found.chosen_tokens.sum()))
+    return total(found, spec, len(found.chosen), float(found.chosen_tokens.sum()))
 
 
 def test_every_name_has_a_formula_and_trl_s_are_all_there() -> None:
@@ -175,7 +179,7 @@ def test_any_cut_into_micro_batches_adds_up(loss: str) -> None:
     spec = knobs(loss)
     whole = pairs()
     tokens = float(whole.chosen_tokens.sum())
-    shares = [preference_loss(part(whole, rows), spec, 4, tokens) for rows in (slice(0, 1), slice(1, 4))]
+    shares = [total(part(whole, rows), spec, 4, tokens) for rows in (slice(0, 1), slice(1, 4))]
     torch.testing.assert_close(sum(shares), ours(spec, whole), rtol=1e-6, atol=0)
 
 

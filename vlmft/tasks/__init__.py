@@ -3,15 +3,16 @@
 from typing import TYPE_CHECKING
 
 from vlmft.tasks.base import Kit, Task
+from vlmft.tasks.dpo import DpoTask
 from vlmft.tasks.sft import SftTask
-from vlmft.training import Sft, TrainerSpec
+from vlmft.training import Dpo, Sft, TrainerSpec
 
 if TYPE_CHECKING:
     from vlmft.train import TrainConfig
 
 __all__ = ["Kit", "Task", "task_of"]
 
-_TASKS: dict[type[TrainerSpec], type[Task]] = {Sft: SftTask}
+_TASKS: dict[type[TrainerSpec], type[Task]] = {Sft: SftTask, Dpo: DpoTask}
 
 
 def task_of(config: "TrainConfig") -> Task:

@@ -1,12 +1,13 @@
 """The choices of a preference trainer; `preference_loss` holds the formulas and names their papers."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from vlmft.config.grammar import expand
 from vlmft.errors import ConfigError
 from vlmft.training.specs import TrainerSpec
+from vlmft.types import Preference, Target
 
 DIFFERENCES = frozenset({"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop"})
 """Losses of the difference between the two answers' scores, in which the divergence's unknown constant cancels."""
@@ -26,6 +27,8 @@ MIXES = {"mpo": "sigmoid@0.8+bco_pair@0.2+sft"}
 
 class Dpo(TrainerSpec):
     """Preference pairs: the chosen answer becomes likelier than the rejected one, measured against a reference."""
+
+    learns: ClassVar[type[Target] | None] = Preference
 
     loss: str = Field(description="a loss, or a mix of weighted ones: sigmoid@0.8+bco_pair@0.2+sft")
     beta: float = Field(gt=0, description="how closely the model is kept to the reference; of ipo its tau")

@@ -54,18 +54,18 @@ def answer_log_probs(token_log_probs: Tensor, mask: Tensor, ld_alpha: float | No
     return (token_log_probs * mask * torch.where(in_tail, ld_alpha, 1.0)).sum(1)
 
 
-def preference_loss(pairs: Pairs, knobs: Dpo, num_pairs: float, num_chosen_tokens: float) -> Tensor:
-    """These pairs' share of the step's loss.
+def preference_losses(pairs: Pairs, knobs: Dpo, num_pairs: float, num_chosen_tokens: float) -> dict[str, Tensor]:
+    """These pairs' share of the step's loss, by each weighted loss of the mix.
 
     Args:
         num_pairs: of the whole step, over all ranks.
         num_chosen_tokens: supervised tokens of its chosen answers, which `sft` is a mean over.
     """
-    shares = []
-    for name, weight in knobs.losses.items():
-        over = num_chosen_tokens if name == "sft" else num_pairs
-        shares.append(weight * FORMULAS[name](pairs, knobs).sum() / over)
-    return torch.stack(shares).sum()
+    over = {"sft": num_chosen_tokens}
+    return {
+        name: weight * FORMULAS[name](pairs, knobs).sum() / over.get(name, num_pairs)
+        for name, weight in knobs.losses.items()
+    }
 
 
 def _scores(pairs: Pairs, knobs: Dpo) -> tuple[Tensor, Tensor]:

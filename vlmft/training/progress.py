@@ -1,6 +1,8 @@
 """The progress bar, or a line now and then where there is no terminal."""
 
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -54,3 +56,30 @@ class TrainingProgress:
         ):
             self._last_line = time.monotonic()
             self.console.print(f"step {step}/{self.num_steps}  {text}")
+
+
+@contextmanager
+def counting(what: str, console: Console) -> Iterator[Callable[[int, int], None]]:
+    """Show how many things of how many are done, for the function that is given, while the body runs."""
+    bar = Progress(
+        TextColumn(what),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
+    task = bar.add_task(what, total=None)
+    last_line = time.monotonic()
+
+    def show(done: int, of: int) -> None:
+        nonlocal last_line
+        bar.update(task, completed=done, total=of)
+        if not console.is_terminal and (done == of or time.monotonic() - last_line >= _LINE_EVERY_S):
+            last_line = time.monotonic()
+            console.print(f"{what} {done}/{of}")
+
+    with bar:
+        yield show

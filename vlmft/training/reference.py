@@ -1,11 +1,11 @@
 """The reference of a preference or reward trainer: the model as it stood when the run began.
 
 That is the checkpoint, or with `model.adapter` what was continued from; whatever trains (projector, norms, tower) is
-at its start value in it. `StartValues` holds those values, `originals` has PEFT's own instead.
+at its start value in it. `StartValues` holds those values, `originals` has PEFT's own instead. It never drops out.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -66,3 +66,10 @@ def judging(model: Any) -> Iterator[None]:
         yield
     finally:
         model.train(was_training)
+
+
+@contextmanager
+def start_of(model: Any, put_in: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """`model` is the reference while the body runs: `put_in` gives it the start's weights, and nothing drops out."""
+    with put_in(), judging(model):
+        yield

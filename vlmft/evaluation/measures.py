@@ -1,0 +1,18 @@
+"""Scores that are no metrics of generated answers; light, so that the driver knows their names."""
+
+from dataclasses import dataclass
+
+ACCURACY, MARGIN = "preference_accuracy", "preference_margin"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What values a score takes, see `judge.Measure`."""
+
+    is_binary: bool
+    is_bounded: bool
+
+
+OF_PAIRS = {ACCURACY: Scale(True, True), MARGIN: Scale(False, False)}
+"""Of preference pairs: whether the chosen answer is likelier than the rejected one, and the difference of their
+log-probabilities, in nats. Both are the model's own, without a reference, so that any two models can be compared."""
