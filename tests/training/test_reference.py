@@ -10,9 +10,6 @@ from tests.support import compose, logits, make_batches, read_llava, with_recipe
 from vlmft.encoding.collate import Batch
 from vlmft.training.reference import StartValues, judging, originals
 
-RECIPES = ["fft", "projector", "ln_vt_lora_llm", "lora_llm", "topk"]
-WITH_ADAPTERS = ["ln_vt_lora_llm", "lora_llm"]
-
 
 @pytest.fixture
 def batch(tmp_path: Any) -> Batch:
@@ -40,15 +37,14 @@ def check(model: Any, batch: Batch, reference: Callable[[], Any]) -> None:
     assert torch.is_grad_enabled()
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", ["fft", "ln_vt_lora_llm"])
 def test_start_values_give_the_model_of_the_start_under_every_recipe(recipe: str, batch: Batch) -> None:
     model = with_recipe(compose(f"recipe={recipe}"))
     check(model, batch, StartValues(model).put_in)
 
 
-@pytest.mark.parametrize("recipe", WITH_ADAPTERS)
-def test_adapters_off_give_the_model_of_the_start_where_all_that_trains_is_peft_s(recipe: str, batch: Batch) -> None:
-    model = with_recipe(compose(f"recipe={recipe}"))
+def test_adapters_off_give_the_model_of_the_start_where_all_that_trains_is_peft_s(batch: Batch) -> None:
+    model = with_recipe(compose("recipe=ln_vt_lora_llm"))
     check(model, batch, lambda: originals(model))
 
 

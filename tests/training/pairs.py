@@ -1,0 +1,110 @@
+"""Preference pairs on disk, and a trainer on them, put together as a worker does it."""
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rich.console import Console
+
+from tests.support import compose, encoding, save_noise, with_recipe
+from tests.training.conftest import Bench
+from vlmft.data import PreferenceDataset
+from vlmft.data.mixture import Mixture, MixturePart
+from vlmft.encoding.encoder import Encoder
+from vlmft.tasks import Kit, task_of
+from vlmft.tasks.dpo import DpoTask
+from vlmft.training.arguments import training_arguments
+from vlmft.training.dpo import PreferenceObjective
+from vlmft.training.step_plan import StepPlan
+from vlmft.training.steps import StepDataset, StepLoader
+from vlmft.training.stop import StopRequest
+from vlmft.training.trainer import Parts, StepTrainer
+from vlmft.types import Preference
+
+
+def write_pairs(folder: Path, video: bool = True, text: bool = True) -> Path:
+    """Six pairs, fewer where a family takes no video or no text alone; answers of different lengths.
+
+    A picture, two, none, several turns, a video, a system turn.
+    """
+    for number, (height, width) in enumerate([(56, 56), (56, 112), (84, 56), (60, 90)]):
+        save_noise(folder / f"{number}.png", height, width, seed=number)
+    turns = [
+        {"role": "user", "content": "<image>\nName the colour."},
+        {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": "And the background?"},
+    ]
+    system = [
+        {"role": "system", "content": "Answer with one word."},
+        {"role": "user", "content": "<image>\nWhich digit is written here?"},
+    ]
+    rows = [
+        _row("one", "<image>\nWhat colour is the shape?", "red", "a black background", image=["0.png"]),
+        _row("two", "<image>\n<image>\nWhich digit?", "the digit is seven", "no", image=["1.png", "2.png"]),
+        _row("turns", turns, "black", "white or black", image=["2.png"]),
+        _row("system", system, "nine", "one", image=["0.png"]),
+    ]
+    if text:
+        rows.append(_row("none", "The quick brown fox?", "jumps over the lazy dog", "yes"))
+    if video:
+        frames = [["0.png"] * 2 + ["0.png", "0.png"]]
+        rows.append(_row("video", "<video>\nWhat happens?", "the shape is red", "blue", video=frames))
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(rows))
+    return path
+
+
+def _row(row_id: str, prompt: Any, chosen: str, rejected: str, **media: Any) -> dict[str, Any]:
+    return {"id": row_id, "prompt": prompt, "chosen": chosen, "rejected": rejected} | media
+
+
+@dataclass
+class PairBench(Bench):
+    """A trainer on pairs."""
+
+    task: DpoTask | None = None
+    kit: Kit | None = None
+
+    @property
+    def objective(self) -> PreferenceObjective:
+        found = self.trainer.parts.objective
+        assert isinstance(found, PreferenceObjective)
+        return found
+
+
+def pair_bench(folder: Path, file: Path, *words: str, model: Any = None, **replaces: Any) -> PairBench:
+    """A bench of `python -m vlmft.train trainer=dpo *words` on the pairs of `file`, whose run folder is `folder`."""
+    config = compose("trainer=dpo", "trainer.num_workers=0", *words)
+    source = PreferenceDataset(data_path=file, frames_fps=2.0).open("mine")
+    mixture = Mixture([MixturePart(source, 1, range(len(source)))], config.seed)
+    plan = StepPlan.derive(len(mixture), config.global_batch_size, config.trainer.epochs, config.trainer.max_steps, 1)
+    args = training_arguments(
+        folder, config.trainer, config.optim, config.strategy, config.precision, config.seed, plan.num_steps
+    )
+    plain, collator = encoding(spec=config.model)
+    encoder = Encoder(config.model, plain.processor, config.batching.max_tokens, learns=Preference)
+    run_folder = SimpleNamespace(path=folder, read_fingerprint=lambda: {"seed": config.seed})
+    stop = replaces.pop("stop", StopRequest())
+    kit = Kit(
+        SimpleNamespace(mixture=mixture), plan, encoder, collator, run_folder, stop, Console(file=io.StringIO()), []
+    )  # type: ignore[arg-type]
+    task = task_of(config)
+    assert isinstance(task, DpoTask)
+    task.check()
+    model = with_recipe(config) if model is None else model
+    steps = StepDataset(mixture, encoder, plan, rank=0)
+    lines: list[dict[str, Any]] = []
+    parts = {
+        "loader": StepLoader(steps, num_workers=0),
+        "collator": collator,
+        "objective": task.objective(model, kit),
+        "batching": config.batching,
+        "optim": config.optim,
+        "groups": task.groups,
+        "stop": stop,
+        "on_log": lines.append,
+    }
+    return PairBench(StepTrainer(model, args, Parts(**(parts | replaces)), []), steps, lines, task, kit)

@@ -1,0 +1,297 @@
+"""trainer=dpo: a step's loss by hand, in any cut; and the reference is the model of the start under every recipe."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainerCallback, set_seed
+
+from tests.models.families import FAMILIES, Family
+from tests.support import compose, literally
+from tests.training.pairs import PairBench, pair_bench, write_pairs
+from vlmft.encoding.encoder import Encoded, Encoder, as_conversation
+from vlmft.errors import ConfigError, DataError, StorageError
+from vlmft.tasks import task_of
+from vlmft.training import commit
+from vlmft.training.checkpoint import Checkpoints
+from vlmft.training.reference_pass import ReferencePass
+
+MakeBench = Callable[..., PairBench]
+
+ALL = ("global_batch_size=6", "trainer.max_steps=3", "optim.warmup=0")
+FAST = [
+    ("fft", "copy"),
+    ("projector", "precomputed"),
+    ("topk", "copy"),
+    ("ln_vt_lora_llm", "adapters_off"),
+    ("lora_llm", "precomputed"),
+]
+REST = [(recipe, way) for recipe, _ in FAST for way in ("precomputed", "copy", "adapters_off")]
+REST = [
+    (recipe, way) for recipe, way in REST if (recipe, way) not in FAST and ("lora" in recipe or way != "adapters_off")
+]
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> MakeBench:
+    def make(*words: str, **replaces: Any) -> PairBench:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        return pair_bench(tmp_path / "run", write_pairs(tmp_path / "data"), *words, **replaces)
+
+    return make
+
+
+def alone(bench: PairBench, pair: Encoded) -> tuple[float, float]:
+    """Log-probabilities of both answers, each by itself: the last turn of a conversation, by log_softmax."""
+    model, collator, family = bench.model, bench.trainer.parts.collator, bench.trainer.parts.collator.family
+    source = bench.steps.mixture.parts[0].source
+    sample = next(source[row] for row in range(len(source)) if source[row].id == pair.id)
+    encoder = Encoder(family, collator.processor)
+    found = []
+    for answer in (sample.target.chosen, sample.target.rejected):
+        text = as_conversation(replace(sample, target=replace(sample.target, chosen=answer)))
+        encoded, prompt = encoder.encode(text), encoder.encode_prompt(text)
+        batch = collator([encoded])
+        with torch.no_grad():
+            logits = model(**family.model_inputs(collator.processor, batch.inputs)).logits[0]
+        said = encoded.input_ids[len(prompt.input_ids) : int(encoded.supervised.nonzero().max()) + 1]
+        start = len(prompt.input_ids) - 1
+        log_probs = logits[start : start + len(said)].log_softmax(-1)
+        found.append(float(log_probs.gather(1, said[:, None]).sum()))
+    return found[0], found[1]
+
+
+def test_a_step_is_the_mean_over_its_pairs_of_what_each_answer_has_by_itself(bench: MakeBench) -> None:
+    """Pictures, a video, several turns and text; the policy has moved away from the reference."""
+    made = bench("recipe=fft", "trainer.reference=copy", *ALL)
+    step = made.step()
+    base = {pair.id: alone(made, pair) for pair in step.samples}
+    assert len(base) == 6
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += 0.03 * torch.randn_like(parameter)
+    margins = []
+    for pair in step.samples:
+        chosen, rejected = alone(made, pair)
+        margins.append((chosen - base[pair.id][0]) - (rejected - base[pair.id][1]))
+    assert max(map(abs, margins)) > 0.3
+    loss, _ = made.gradients(step)
+    expected = -torch.nn.functional.logsigmoid(0.1 * torch.tensor(margins)).mean()
+    assert loss == pytest.approx(float(expected), rel=1e-4)
+    made.trainer.state.global_step = 1
+    made.trainer.log({"loss": 0.0})
+    line = made.lines[-1]
+    assert line["rewards/margin"] == pytest.approx(0.1 * sum(margins) / 6, rel=1e-3, abs=1e-5)
+    assert line["rewards/accuracy"] == pytest.approx(sum(margin > 0 for margin in margins) / 6)
+    assert line["rewards/chosen"] - line["rewards/rejected"] == pytest.approx(line["rewards/margin"], abs=1e-5)
+
+
+def test_any_cut_into_micro_batches_gives_the_same_gradient(bench: MakeBench) -> None:
+    made = bench("recipe=lora_llm", "trainer.loss=mpo", *ALL)
+    step = made.step()
+    places = [pair.num_places for pair in step.samples]
+    whole_loss, whole = made.gradients(step)
+    assert made.trainer.meters.read()["micro_batches"] == 1
+    for budget in (max(places), 2 * max(places)):
+        made.trainer.parts.batching = compose(f"batching.max_tokens={budget}").batching
+        loss_of_cut, cut = made.gradients(step)
+        assert made.trainer.meters.read()["micro_batches"] > 1
+        assert loss_of_cut == pytest.approx(whole_loss, rel=1e-5)
+        largest = max(float(gradient.abs().max()) for gradient in whole.values())
+        assert max(float((cut[name] - whole[name]).abs().max()) for name in whole) < 1e-5 * largest
+
+
+def test_a_mix_says_what_each_loss_adds(bench: MakeBench) -> None:
+    made = bench("recipe=lora_llm", "trainer.loss=mpo", "batching.max_tokens=200", *ALL)
+    made.trainer.train()
+    for line in made.lines:
+        assert sum(line[f"loss/{name}"] for name in ("sigmoid", "bco_pair", "sft")) == pytest.approx(line["loss"])
+    assert made.lines[0]["loss/sigmoid"] == pytest.approx(0.8 * 0.693147, rel=1e-4)
+    assert made.lines[0]["micro_batches"] > 1
+
+
+def test_losses_that_sort_need_all_pairs_of_a_step_at_once(bench: MakeBench) -> None:
+    made = bench("recipe=lora_llm", "trainer.loss=aot", *ALL)
+    step = made.step()
+    assert made.gradients(step)[0] == pytest.approx(0.693147, rel=1e-4)
+    made.trainer.parts.batching = compose("batching.max_tokens=200").batching
+    with pytest.raises(ConfigError, match=r"aot sorts all pairs of a step, and \d of 6 .* raise batching.max_tokens"):
+        made.gradients(step)
+
+
+def test_without_a_reference_every_answer_is_as_likely(bench: MakeBench) -> None:
+    made = bench("recipe=fft", "trainer.loss=cpo", "trainer.reference=none", "trainer.beta=0.5", *ALL)
+    step = made.step()
+    margins = [chosen - rejected for chosen, rejected in (alone(made, pair) for pair in step.samples)]
+    expected = -torch.nn.functional.logsigmoid(0.5 * torch.tensor(margins)).mean()
+    assert made.gradients(step)[0] == pytest.approx(float(expected), rel=1e-4)
+
+
+def check_constant(made: PairBench) -> None:
+    """Train some steps; the reference says before and after what the model of the start said."""
+    pairs = made.step().samples
+
+    def said(read: Callable[[list[Encoded]], Any]) -> torch.Tensor:
+        with torch.no_grad():
+            return torch.stack([torch.cat(read([pair])) for pair in pairs])  # one by one: some cannot share a batch
+
+    def by_the_model() -> torch.Tensor:
+        return said(lambda some: made.objective.reader.answers(made.model.eval(), some))
+
+    start, before = by_the_model(), said(made.objective.reference.answers)
+    torch.testing.assert_close(before, start, rtol=1e-4, atol=1e-3)
+    made.trainer.train()
+    assert torch.equal(said(made.objective.reference.answers), before)
+    assert (by_the_model() - start).abs().max() > 0.01
+    assert made.lines[0]["loss"] == pytest.approx(0.693147, rel=1e-3)
+    assert made.lines[0]["rewards/margin"] == pytest.approx(0, abs=1e-3)
+    assert abs(made.lines[-1]["rewards/margin"]) > 1e-4
+
+
+@pytest.mark.parametrize(("recipe", "way"), [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)])
+def test_the_reference_is_the_model_of_the_start_whatever_trains(bench: MakeBench, recipe: str, way: str) -> None:
+    check_constant(bench(f"recipe={recipe}", f"trainer.reference={way}", "optim.lr=1e-3", *ALL))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_the_reference_is_the_model_of_the_start_in_every_family(tmp_path: Path, family: Family) -> None:
+    file = write_pairs(tmp_path / "data", video=family.video, text=not family.prefix)
+    rows = json.loads(file.read_text())
+    some = {"one", "two", "none", "video"} if family.prefix else {"one", "two", "none", "video", "turns"}
+    file.write_text(json.dumps([row for row in rows if row["id"] in some]))  # not every template takes a system turn
+    for recipe, way in (("ln_vt_lora_llm", "adapters_off"), ("fft", "precomputed")):
+        folder = tmp_path / recipe / way
+        folder.mkdir(parents=True)
+        words = (f"recipe={recipe}", f"trainer.reference={way}", f"model=tiny_{family.name}", "optim.lr=1e-3")
+        check_constant(pair_bench(folder, file, *words, "global_batch_size=2", "trainer.max_steps=3", "optim.warmup=0"))
+
+
+class _KilledError(Exception):
+    """Stands for SIGKILL."""
+
+
+class _KillAt(TrainerCallback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, *rest: Any, **kwargs: Any) -> None:
+        if state.global_step == self.step:
+            raise _KilledError
+
+
+CLOCKED = ("samples_per_s", "tokens_per_s", "vision_tokens_per_s", "supervised_tokens_per_s")
+
+
+@pytest.mark.parametrize("way", ["precomputed", pytest.param("copy", marks=pytest.mark.slow)])
+def test_steps_and_a_resume_are_the_undisturbed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    file = write_pairs(tmp_path / "data")
+    words = ("recipe=ln_vt_lora_llm", f"trainer.reference={way}", "global_batch_size=2", "trainer.max_steps=5")
+
+    def life(name: str) -> PairBench:
+        (tmp_path / name).mkdir(exist_ok=True)
+        start, _ = commit.newest(tmp_path / name / "checkpoints")
+        set_seed(0)
+        made = pair_bench(tmp_path / name, file, *words, "optim.warmup=0.2")
+        if start:
+            made.trainer.parts.loader.start = start.step
+        made.trainer.add_callback(Checkpoints(made.trainer, tmp_path / name / "checkpoints", 2, 2, {}, start))
+        return made
+
+    def said(made: PairBench) -> dict[int, Any]:
+        return {line["step"]: {k: v for k, v in line.items() if k not in CLOCKED} for line in made.lines}
+
+    whole = life("whole")
+    whole.trainer.train()
+    first = life("killed")
+    first.trainer.add_callback(_KillAt(3))
+    with pytest.raises(_KilledError):
+        first.trainer.train()
+    if way == "precomputed":  # what the reference said is kept: it is not asked again
+        monkeypatch.setattr(ReferencePass, "_compute", lambda *_: pytest.fail("the reference was computed again"))
+    second = life("killed")
+    second.trainer.train()
+    assert second.weights() == whole.weights()
+    assert said(first) | said(second) == said(whole)
+    assert min(said(second)) == 3
+
+
+class TestPrecomputed:
+    WORDS = ("recipe=lora_llm", "global_batch_size=2")
+
+    def test_only_pairs_that_the_run_meets_are_read_and_more_are_added(self, bench: MakeBench, tmp_path: Path) -> None:
+        file = tmp_path / "run" / "reference.jsonl"
+        bench(*self.WORDS, "trainer.max_steps=1")
+        _, *rows = map(json.loads, file.read_text().splitlines())
+        assert len(rows) == 2
+        made = bench(*self.WORDS, "trainer.epochs=2")
+        _, *more = map(json.loads, file.read_text().splitlines())
+        assert more[:2] == rows and len(more) == 6
+        for row in more:
+            pair = next(p for n in range(3) for p in made.step(n).samples if p.id == row["id"])
+            assert (row["chosen"], row["rejected"]) == pytest.approx(alone(made, pair), rel=1e-4)
+
+    def test_another_model_or_other_data_make_it_anew(self, bench: MakeBench, tmp_path: Path) -> None:
+        file = tmp_path / "run" / "reference.jsonl"
+        bench(*self.WORDS)
+        first = file.read_text().splitlines()
+        head, *rows = first
+        lies = [json.dumps(json.loads(row) | {"chosen": 1.0}) for row in rows]
+        file.write_text("\n".join([head, *lies]))
+        bench(*self.WORDS)
+        assert file.read_text().splitlines() == [head, *lies]  # the same run trusts its file
+        file.write_text("\n".join([json.dumps({"facts": "others"}), *lies]))
+        bench(*self.WORDS)
+        assert file.read_text().splitlines() == first
+        file.write_text("{")
+        with pytest.raises(StorageError, match=r"reference\.jsonl is damaged .*remove it"):
+            bench(*self.WORDS)
+
+    def test_a_pair_that_cannot_be_read_is_left_to_training(self, bench: MakeBench, tmp_path: Path) -> None:
+        write_pairs(tmp_path / "data")
+        picture = (tmp_path / "data" / "1.png").read_bytes()
+        made = bench(*self.WORDS)
+        (tmp_path / "run" / "reference.jsonl").unlink()
+        (tmp_path / "data" / "1.png").write_bytes(b"no picture")
+        assert made.task and made.kit
+        known = made.task._precompute(made.model, made.kit, made.objective.reader)
+        assert "mine/two" not in known and len(known) == 5
+        (tmp_path / "data" / "1.png").write_bytes(picture)
+        made.objective.reference.known = known  # type: ignore[attr-defined]
+        step = next(n for n in range(3) if "mine/two" in [pair.id for pair in made.step(n).samples])
+        with pytest.raises(DataError, match="mine/two: could be read now, and not when the reference was computed"):
+            made.gradients(made.step(step))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("trainer.reference=adapters_off", "recipe=fft"), "the recipe has no adapters; use copy or precomputed"),
+        (
+            ("trainer.reference=adapters_off", "recipe=lora_llm", "model.adapter=/nowhere"),
+            "with model.adapter the start is not the base",
+        ),
+        (
+            ("trainer.reference=adapters_off", "recipe=lora_llm", "recipe.llm.bias=true"),
+            "recipe.llm.bias=true trains biases in place, which stay when adapters are off",
+        ),
+        (
+            ("dataset=demo_dpo", "+dataset.demo_dpo.augment={flip:0.5}"),
+            "demo_dpo changes its pictures at random (augment)",
+        ),
+        (("trainer.loss=aot", "strategy.ranks=2"), "aot sorts all pairs of a step, and 2 ranks share it"),
+        (
+            ("evaluation.best_by=exact_match", "evaluation.every_steps=2"),
+            "'exact_match' is not among this run's metrics: preference_accuracy, preference_margin",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_contradictions_are_refused_before_anything_starts(words: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=literally(message)):
+        task_of(compose("trainer=dpo", *words)).check()
