@@ -34,6 +34,7 @@ bench: setup  ## every figure the README quotes; writes benchmarks/results/
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/recipes.py
+	$(BIN)/python benchmarks/dpo.py
 	$(BIN)/python benchmarks/families.py
 	$(BIN)/python benchmarks/images.py
 	$(BIN)/python benchmarks/video.py

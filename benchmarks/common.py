@@ -11,7 +11,7 @@ import platform
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,8 +84,12 @@ def show(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], note
         console.print(note)
 
 
-def make_mid_size(folder: Path) -> Path:
-    """Write a random checkpoint of the tiny one's classes with a larger LLM."""
+def make_mid_size(folder: Path, tower: Mapping[str, int] | None = None) -> Path:
+    """Write a random checkpoint of the tiny one's classes with a larger LLM.
+
+    Args:
+        tower: values of the vision tower's config, where it is not to stay tiny.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
     from transformers.utils import logging
@@ -96,6 +100,8 @@ def make_mid_size(folder: Path) -> Path:
     text = config.text_config
     for name, value in MID_SIZE.items():
         setattr(text, name, value)
+    for name, value in (tower or {}).items():
+        setattr(config.vision_config, name, value)
     text.num_key_value_heads = text.num_attention_heads
     text.layer_types = None
     text.max_window_layers = text.num_hidden_layers

@@ -160,6 +160,7 @@ def test_the_startup_runs() -> None:
     [
         ("checkpoint.py", "mid_size fft"),
         ("recipes.py", "8 samples a step"),
+        ("dpo.py", "one vision pass a pair"),
         ("recipes_gpu.py", "plain: transformers and PEFT"),
     ],
 )

@@ -1,5 +1,6 @@
 """Each loss of preference pairs has the value that TRL's own trainer computes, and is the same in any cut."""
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from trl.experimental.orpo import ORPOTrainer
 
 from tests.support import PROJECT, compose, tiny_processor
 from vlmft.training import Dpo
+from vlmft.training.pairs import PairReader
 from vlmft.training.preference import LOSSES, MIXES, SORTING, WITHOUT_REFERENCE
-from vlmft.training.preference_loss import FORMULAS, Pairs, answer_log_probs, preference_losses
+from vlmft.training.preference_loss import FORMULAS, Pairs, answer_log_probs, preference_losses, wpo_weights
 
 TRL_LOSSES = sorted(LOSSES - (WITHOUT_REFERENCE - {"sft"}))
 SMOOTHING = {"exo_pair": 1e-3, "robust": 0.1, "aot": 0.2, "aot_unpaired": 0.2}
@@ -54,7 +56,7 @@ def trl_trainer() -> DPOTrainer:
 
     args = DPOConfig(
         output_dir="nowhere", report_to="none", use_cpu=True, bf16=False, gradient_checkpointing=False,
-        per_device_train_batch_size=len(ROWS), max_length=None, disable_tqdm=True,
+        per_device_train_batch_size=len(ROWS), max_length=None, disable_tqdm=True, use_weighting=True,
     )  # fmt: skip
     return DPOTrainer(
         model(0), ref_model=model(1), args=args, train_dataset=Dataset.from_list(ROWS), processing_class=tokenizer
@@ -75,7 +77,7 @@ def trl_loss(spec: Dpo) -> float:
     divergences = {"js": "js_divergence", "alpha": "alpha_divergence"}
     trainer.f_divergence_type = divergences.get(spec.f_divergence, spec.f_divergence)
     trainer.f_alpha_divergence_coef = spec.f_alpha
-    trainer.args.discopop_tau = spec.discopop_tau
+    trainer.args.discopop_tau, trainer.use_weighting = spec.discopop_tau, spec.wpo
     with torch.no_grad():
         return float(trainer._compute_loss(trainer.model, dict(trl_batch()), return_outputs=False))
 
@@ -145,6 +147,29 @@ def test_each_divergence_is_trl_s(loss: str, values: dict[str, Any]) -> None:
     assert float(ours(spec)) == pytest.approx(trl_loss(spec), rel=1e-5)
 
 
+class _Read:
+    """Stands for a collator and a model: the logits of TRL's batch."""
+
+    def on_device(self, sequences: Any, model: Any) -> Any:
+        batch = trl_batch()
+        labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+        return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, labels
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sigmoid@0.5+bco_pair"])
+def test_weights_of_pairs_are_trl_s(loss: str) -> None:
+    model = Qwen2ForCausalLM(trl_trainer().model.config)
+    model.load_state_dict(trl_trainer().model.state_dict())
+    with torch.no_grad():
+        read = PairReader(cast("Any", _Read())).tokens(model, [], own=True)
+    assert read.own is not None and not read.own.requires_grad
+    weights = wpo_weights(read.own, read.mask)
+    assert weights.min() < 0.9 * weights.max()
+    spec = knobs(loss, wpo=True)
+    assert float(ours(spec, replace(pairs(), weight=weights))) == pytest.approx(trl_loss(spec), rel=1e-5)
+    torch.testing.assert_close(read.log_probs.sum(1), answer_log_probs(*token_log_probs("policy"), None))
+
+
 @pytest.mark.parametrize("loss", ["simpo", "cpo"])
 def test_losses_without_a_reference_are_trl_s(loss: str) -> None:
     found, spec = pairs(), knobs(loss)
@@ -171,7 +196,7 @@ def test_odds_ratios_are_trl_s_and_finite_where_an_answer_is_certain() -> None:
 
 
 def part(whole: Pairs, rows: slice) -> Pairs:
-    return Pairs(*(getattr(whole, name)[rows] for name in Pairs.__slots__))
+    return Pairs(*(getattr(whole, name)[rows] for name in Pairs.__slots__ if name != "weight"))
 
 
 @pytest.mark.parametrize("loss", sorted(LOSSES - SORTING | MIXES.keys()))
@@ -198,6 +223,7 @@ def test_contradictions_are_refused_with_the_fix() -> None:
     refused("loss=simpo asks no reference for anything; set reference=none", loss="simpo")
     refused("nca_pair compares each answer by itself with the reference", loss="sigmoid+nca_pair", reference="none")
     refused("nothing that f_divergence=js could diverge from", f_divergence="js", reference="none")
+    refused("wpo=true weighs pairs, and aot, sft keeps none", loss="aot+sft", wpo=True)
     refused("there twice", loss="sigmoid+sigmoid@0.5")
 
 

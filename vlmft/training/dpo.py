@@ -14,7 +14,7 @@ from vlmft.errors import ConfigError, DataError
 from vlmft.training.objective import Figure, Objective, Share
 from vlmft.training.pairs import PairReader
 from vlmft.training.preference import SORTING, Dpo
-from vlmft.training.preference_loss import Pairs, answer_log_probs, preference_losses
+from vlmft.training.preference_loss import Pairs, answer_log_probs, preference_losses, wpo_weights
 from vlmft.training.reference import start_of
 from vlmft.training.reference_pass import Known
 
@@ -103,15 +103,22 @@ class PreferenceObjective(Objective[Encoded]):
             ConfigError: the loss sorts the step's pairs, and these are not all of them.
         """
         self._refuse_a_part(len(units), int(weights[0]))
-        references = self.reference.answers(units)
-        log_probs, mask, slots = self.reader.tokens(model, units)
-        chosen, rejected = answer_log_probs(log_probs, mask, self.knobs.ld_alpha).chunk(2)
-        chosen_tokens, rejected_tokens = mask.sum(1).chunk(2)
-        nll = -log_probs[: len(units)].sum(1)
-        ref_chosen, ref_rejected = (values.to(chosen.device) for values in references)
-        pairs = Pairs(chosen, rejected, ref_chosen, ref_rejected, chosen_tokens, rejected_tokens, nll)
+        ref_chosen, ref_rejected = self.reference.answers(units)
+        read = self.reader.tokens(model, units, own=self.knobs.wpo)
+        chosen, rejected = answer_log_probs(read.log_probs, read.mask, self.knobs.ld_alpha).chunk(2)
+        chosen_tokens, rejected_tokens = read.mask.sum(1).chunk(2)
+        pairs = Pairs(
+            chosen=chosen,
+            rejected=rejected,
+            ref_chosen=ref_chosen.to(chosen.device),
+            ref_rejected=ref_rejected.to(chosen.device),
+            chosen_tokens=chosen_tokens,
+            rejected_tokens=rejected_tokens,
+            chosen_nll=-read.log_probs[: len(units)].sum(1),
+            weight=None if read.own is None else wpo_weights(read.own, read.mask),
+        )
         losses = preference_losses(pairs, self.knobs, *weights)
-        return Share(torch.stack(list(losses.values())).sum(), slots, self._figures(pairs, losses, weights[0]))
+        return Share(torch.stack(list(losses.values())).sum(), read.slots, self._figures(pairs, losses, weights[0]))
 
     def _refuse_a_part(self, here: int, everywhere: int) -> None:
         sorting = sorted(self.knobs.losses.keys() & SORTING)

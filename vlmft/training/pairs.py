@@ -1,16 +1,32 @@
 """Preference pairs through a model. B = pairs, K = positions whose logits are computed."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from vlmft.encoding.collate import Collator
+from vlmft.encoding.collate import IGNORED, Collator
 from vlmft.encoding.encoder import Encoded, Rejected
 from vlmft.models.shared_vision import SharedVision
-from vlmft.training.loss import token_log_probs
+from vlmft.training.loss import supervised_logits
 from vlmft.training.preference_loss import answer_log_probs
+
+
+@dataclass(frozen=True, slots=True)
+class PairTokens:
+    """What a model says of B pairs, token by token; the chosen answers come first."""
+
+    log_probs: Tensor
+    """Float32 [2B, K]; 0 where a sequence is not supervised."""
+    mask: Tensor
+    """Bool [2B, K]: where it is."""
+    slots: int
+    """Token places that went through, padding included."""
+    own: Tensor | None = None
+    """Float32 [2B, K], without a gradient: by how much, in nats, the token's probability is above what the model's own
+    choice would have on average, log(sum of p^2). 0 where a sequence is not supervised."""
 
 
 class PairReader:
@@ -19,23 +35,29 @@ class PairReader:
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
-    def tokens(self, model: Any, pairs: Sequence[Encoded]) -> tuple[Tensor, Tensor, int]:
+    def tokens(self, model: Any, pairs: Sequence[Encoded], own: bool = False) -> PairTokens:
         """Token by token; the pictures and videos of a pair are seen once, where the family allows it.
 
-        Returns:
-            Float32 [2B, K], 0 where a sequence is not supervised, all chosen answers first; bool [2B, K], where it is;
-            and the token places that went through, padding included.
+        Args:
+            own: whether `PairTokens.own` is wanted.
         """
         sequences = [replace(pair, target=None) for pair in pairs] + [_rejected(pair) for pair in pairs]
         inputs, labels = self.collator.on_device(sequences, model)
         with SharedVision(model).repeated(2):
-            log_probs, mask = token_log_probs(model, inputs, labels)
-        return log_probs, mask, labels.numel()
+            logits, targets = supervised_logits(model, inputs, labels)
+        mask = targets.ne(IGNORED)
+        of_all = logits.float().log_softmax(-1)
+        log_probs = of_all.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1).masked_fill(~mask, 0)
+        if not own:
+            return PairTokens(log_probs, mask, labels.numel())
+        with torch.no_grad():
+            expected = torch.logsumexp(2 * of_all, dim=-1)
+            return PairTokens(log_probs, mask, labels.numel(), (log_probs.detach() - expected) * mask)
 
     def answers(self, model: Any, pairs: Sequence[Encoded], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
         """Of whole answers: chosen and rejected, each float32 [B]; `ld_alpha` as in `answer_log_probs`."""
-        log_probs, mask, _ = self.tokens(model, pairs)
-        chosen, rejected = answer_log_probs(log_probs, mask, ld_alpha).chunk(2)
+        read = self.tokens(model, pairs)
+        chosen, rejected = answer_log_probs(read.log_probs, read.mask, ld_alpha).chunk(2)
         return chosen, rejected
 
 

@@ -45,6 +45,7 @@ class Dpo(TrainerSpec):
     ld_alpha: float | None = Field(
         ge=0, le=1, description="weight of an answer's tokens beyond the shorter answer's length; null: 1"
     )
+    wpo: bool = Field(description="weigh each pair by how likely the model itself would write its answers")
     discopop_tau: float = Field(gt=0, description="how sharply discopop goes over from one loss to the other")
     simpo_gamma: float = Field(ge=0, description="the margin that simpo asks for")
 
@@ -89,6 +90,15 @@ class Dpo(TrainerSpec):
             raise ValueError(
                 f"f_divergence={self.f_divergence} has a constant that only cancels in the difference of two answers, "
                 f"and {', '.join(alone)} takes no such difference; use reverse_kl, or {', '.join(sorted(DIFFERENCES))}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _weights_of_pairs(self) -> Self:
+        if self.wpo and (unpaired := sorted(self.losses.keys() & (SORTING | {"sft"}))):
+            raise ValueError(
+                f"wpo=true weighs pairs, and {', '.join(unpaired)} keeps none: aot sorts each answer by itself, sft is "
+                "a mean over tokens; leave one of the two out"
             )
         return self
 

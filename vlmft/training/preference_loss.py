@@ -31,6 +31,8 @@ class Pairs:
     rejected_tokens: Tensor
     chosen_nll: Tensor
     """Minus the sum of the chosen answer's token log-probabilities, each counted in full."""
+    weight: Tensor | None = None
+    """Of each pair; None: 1."""
 
     @property
     def ratios(self) -> tuple[Tensor, Tensor]:
@@ -54,6 +56,19 @@ def answer_log_probs(token_log_probs: Tensor, mask: Tensor, ld_alpha: float | No
     return (token_log_probs * mask * torch.where(in_tail, ld_alpha, 1.0)).sum(1)
 
 
+def wpo_weights(own: Tensor, mask: Tensor) -> Tensor:
+    """How likely the model itself would write each pair's answers, [B]: 1 where its tokens are of the usual kind.
+
+    Source: WPO, arXiv 2406.11827, equation 2 with its alignment of weights.
+
+    Args:
+        own: [2B, K], see `PairTokens.own`.
+        mask: bool [2B, K].
+    """
+    chosen, rejected = (own.sum(1) / mask.sum(1).clamp(min=1)).exp().chunk(2)
+    return chosen * rejected
+
+
 def preference_losses(pairs: Pairs, knobs: Dpo, num_pairs: float, num_chosen_tokens: float) -> dict[str, Tensor]:
     """These pairs' share of the step's loss, by each weighted loss of the mix.
 
@@ -62,8 +77,9 @@ def preference_losses(pairs: Pairs, knobs: Dpo, num_pairs: float, num_chosen_tok
         num_chosen_tokens: supervised tokens of its chosen answers, which `sft` is a mean over.
     """
     over = {"sft": num_chosen_tokens}
+    of_each = 1.0 if pairs.weight is None else pairs.weight
     return {
-        name: weight * FORMULAS[name](pairs, knobs).sum() / over.get(name, num_pairs)
+        name: weight * (FORMULAS[name](pairs, knobs) * of_each).sum() / over.get(name, num_pairs)
         for name, weight in knobs.losses.items()
     }
 
