@@ -5,6 +5,7 @@ environment.json   versions, commit, device
 metrics.jsonl      one JSON object a line
 preview.html       the first samples as the model sees them
 bad_step.json      where a step's numbers were none: {step, reason, samples}
+reference.jsonl    of trainer=dpo: the log-probabilities of each pair's answers when the run began
 checkpoints/  final/  predictions/  tb/
 result.json        state, exit_code, reason, steps, seconds, train {...},
                    eval {base {metric: value}, tuned {metric: value}, p_value, tests {metric: {name, p_value}}, ...}
