@@ -24,22 +24,23 @@ from common import Spread, composed, make_mid_size, provenance, show, write_resu
 TOWER = {"hidden_size": 256, "depth": 8, "intermediate_size": 704, "num_heads": 4, "out_hidden_size": 640}
 RECIPES = ("fft", "lora_llm")
 ROUNDS, QUICK_ROUNDS = 7, 2
-PAIRS, SIDE = 2, 224
+PAIRS, SIDE, QUICK_SIDE = 2, 224, 56
 
 
 def main() -> int:
     """Measure, print, write benchmarks/results/dpo.json; return 1 where nothing is saved."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"passes of each side (default: {ROUNDS})")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, and no result file")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of one recipe, no result file")
     options = parser.parse_args()
     made = provenance()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         path = make_mid_size(Path(folder) / "model", TOWER)
-        found = {name: measure(path, name, QUICK_ROUNDS if options.quick else options.rounds) for name in RECIPES}
+        how = (QUICK_ROUNDS, QUICK_SIDE) if options.quick else (options.rounds, SIDE)
+        found = {name: measure(path, name, *how) for name in RECIPES[: 1 if options.quick else None]}
     show(
-        f"seconds of a forward and backward pass over {PAIRS} pairs about a picture of {SIDE} x {SIDE} pixels",
+        f"seconds of a forward and backward pass over {PAIRS} pairs about a picture of {how[1]} x {how[1]} pixels",
         ("recipe", "one vision pass a pair", "p10 to p90", "one an answer", "p10 to p90", "ratio"),
         [
             (name, *figures["shared"].cells()[:2], *figures["apart"].cells()[:2], f"{figures['ratio']:.2f}")
@@ -53,18 +54,18 @@ def main() -> int:
     return int(not options.quick and max(figures["ratio"] for figures in found.values()) >= 1)
 
 
-def measure(path: Path, recipe: str, rounds: int) -> dict[str, Any]:
+def measure(path: Path, recipe: str, rounds: int, side: int) -> dict[str, Any]:
     """Both sides' seconds, and the shared one's as a share of the other's."""
     from vlmft.models.shared_vision import SharedVision
 
-    step = prepared(path, recipe)
+    step = prepared(path, recipe, side)
     apart = patch.object(SharedVision, "repeated", lambda self, times: contextlib.nullcontext())
     sides: dict[str, Callable[[], Any]] = {"shared": contextlib.nullcontext, "apart": lambda: apart}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):  # the first warms up
         losses = {}
-        for name, side in sides.items():
-            with side():
+        for name, as_it_is in sides.items():
+            with as_it_is():
                 start = time.perf_counter()
                 losses[name] = step()
                 if number:
@@ -75,7 +76,7 @@ def measure(path: Path, recipe: str, rounds: int) -> dict[str, Any]:
     return {**spreads, "ratio": spreads["shared"].median / spreads["apart"].median}
 
 
-def prepared(path: Path, recipe: str) -> Callable[[], float]:
+def prepared(path: Path, recipe: str, side: int) -> Callable[[], float]:
     """One forward and backward pass over the pairs, which returns the loss."""
     import numpy as np
     import PIL.Image
@@ -89,7 +90,7 @@ def prepared(path: Path, recipe: str) -> Callable[[], float]:
     from vlmft.training.pairs import PairReader
     from vlmft.types import Image, Message, Preference, Sample
 
-    pixels = SIDE * SIDE
+    pixels = side * side
     config = composed("trainer=dpo", "trainer.reference=none", f"model.path={path}", f"recipe={recipe}")
     family = config.model.model_copy(
         update={"image": config.model.image.model_copy(update={"min_pixels": pixels, "max_pixels": pixels})}
@@ -101,7 +102,7 @@ def prepared(path: Path, recipe: str) -> Callable[[], float]:
     encoder = Encoder(family, processor, learns=Preference)
     pairs = []
     for number in range(PAIRS):
-        noise = np.random.default_rng(number).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+        noise = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
         file = Path(f"{number}.png").absolute()
         PIL.Image.fromarray(noise).save(file)
         question = Message("user", (Image(file), "What colour is the shape?"))
