@@ -24,6 +24,7 @@ from vlmft.merge import MergeConfig
 from vlmft.preview import PreviewConfig
 from vlmft.recipes.recipe import Rate
 from vlmft.report import ReportConfig
+from vlmft.scoring import Reward
 from vlmft.train import TrainConfig
 from vlmft.validate import ValidateConfig
 
@@ -39,7 +40,7 @@ MODELS = GROUPS["model"]
 # To the other groups all families are alike: one of a kind stands for them in pairs, and each is composed by itself.
 GROUPS["model"] = ["gemma3", "qwen25vl", "tiny_qwen25vl"]
 POLICIES = sorted(path.stem for path in (CONF / "recipe/policy").glob("*.yaml"))
-ENTRIES = ("dataset.", "eval_dataset.", "metric.")
+ENTRIES = ("dataset.", "eval_dataset.", "metric.", "reward.")
 REGISTRY = load_registry(find_roots(environ={}))
 
 
@@ -181,14 +182,22 @@ def test_it_is_three_ranks_by_two_sets_of_targets(path: Path) -> None:
 
 
 def test_every_entry_of_the_registry_is_valid() -> None:
-    datasets, metrics = REGISTRY.names("datasets"), REGISTRY.names("metrics")
-    assert datasets and metrics
-    for group, names in {"dataset": datasets, "eval_dataset": datasets, "metric": metrics}.items():
+    datasets, metrics, rewards = (REGISTRY.names(kind) for kind in ("datasets", "metrics", "rewards"))
+    assert datasets and metrics and rewards
+    groups = {"dataset": datasets, "eval_dataset": datasets, "metric": metrics, "reward": rewards}
+    for group, names in groups.items():
         for name in names:
             config, _ = compose(f"{group}={name}")
             assert getattr(config, group)
     config, _ = compose(f"metric={'+'.join(metrics)}", f"dataset={'+'.join(REGISTRY.entries['datasets'])}")
     assert list(config.metric) == metrics
+
+
+def test_each_reward_is_the_metric_of_its_name() -> None:
+    config, _ = compose("reward=" + "+".join(f"{name}@2.5" for name in REGISTRY.names("rewards")))
+    metrics, _ = compose("metric=" + "+".join(REGISTRY.names("metrics")))
+    assert {name: reward.metric for name, reward in config.reward.items()} == metrics.metric
+    assert {reward.weight for reward in config.reward.values()} == {2.5}
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
@@ -263,8 +272,9 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
     commands = {AnnotateConfig, ClipsConfig, MergeConfig, PreviewConfig, ReportConfig, ValidateConfig}
     fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | commands
-    # recipe.rates=[{match: norm, lr: 1e-6}]; a file of templates; an entry's augment, and all that it says of its media
-    by_hand = {Rate, Template, Augmentation, MediaRules} | OPEN
+    # recipe.rates=[{match: norm, lr: 1e-6}]; a file of templates; an entry's augment, and all that it says of its
+    # media; a metric with its weight
+    by_hand = {Rate, Template, Augmentation, MediaRules, Reward} | OPEN
     assert all_specs() - named - users - fixed == by_hand
 
 

@@ -21,7 +21,7 @@ from vlmft.errors import ConfigError
 from vlmft.evaluation import EvaluationSpec
 from vlmft.models import ModelSpec, Precision
 from vlmft.recipes import Recipe
-from vlmft.scoring import MetricSpec
+from vlmft.scoring import MetricSpec, Reward
 from vlmft.training import Logger, OptimSpec, Strategy, TrainerSpec
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class TrainConfig(Spec):
     dataset: dict[str, DatasetSpec] = Field(min_length=1)
     eval_dataset: dict[str, DatasetSpec]
     metric: dict[str, MetricSpec]
+    reward: dict[str, Reward]
     model: ModelSpec
     recipe: Recipe
     trainer: TrainerSpec

@@ -20,6 +20,7 @@ defaults:
   - model: tiny
   - dataset: none
   - metric: none
+  - reward: none
   - optim: adam
   - _hydra
   - _self_
@@ -38,6 +39,7 @@ REGISTRY = {
     "datasets/one.yaml": "A: {data_path: a.json}\nB: {data_path: b.json, media_dir: pictures}\n",
     "datasets/two.yaml": "sample_qa: {data_path: qa.json}\n",
     "metrics/all.yaml": "exact: {scale: 1.0}\nloose: {scale: 2.0}\n",
+    "rewards/all.yaml": "brief: {scale: 1.0}\nright: {scale: 2.0}\n",
     "mixtures.yaml": "mix: A*2+B@0.5\n",
 }
 
@@ -51,6 +53,11 @@ class Dataset(Spec):
 
 class Metric(Spec):
     scale: float
+
+
+class Reward(Spec):
+    scale: float
+    weight: float
 
 
 class Model(Spec):
@@ -71,6 +78,7 @@ class Main(Spec):
     model: Model
     dataset: dict[str, Dataset]
     metric: dict[str, Metric]
+    reward: dict[str, Reward]
     optim: Optim
     run: Run
     seed: int

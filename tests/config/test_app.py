@@ -26,6 +26,7 @@ def test_a_run_gets_specs_and_what_belongs_to_them(typed: Run) -> None:
         "model": "tiny",
         "dataset": "A",
         "metric": "none",
+        "reward": "none",
         "optim": "adam",
         "extra": "fast",
     }
@@ -62,7 +63,7 @@ def test_the_users_folder_is_made_absolute(typed: Run, monkeypatch: pytest.Monke
         (["+optim={lrr: 1}"], ["optim.lrr: unknown key; did you mean lr?"]),
         (["optimm.lr=1"], ["optimm: unknown key; did you mean optim?"]),
         (["datset=A"], ["datset: unknown key; did you mean dataset?"]),
-        (["+zzz=1"], ["zzz: unknown key; known here: model, dataset, metric, optim, run, seed, token"]),
+        (["+zzz=1"], ["zzz: unknown key; known here: model, dataset, metric, reward, optim, run, seed, token"]),
         (
             ["seed=x", "optim.lr=fast"],
             [

@@ -43,7 +43,7 @@ def test_a_choice_keeps_its_order_and_multiplies_factors(home: Path) -> None:
     assert [(name, entry["factor"]) for name, entry in chosen.items()] == [("sample_qa", 1), ("A", 6), ("B", 1.5)]
 
 
-@pytest.mark.parametrize("kind", ["datasets", "metrics"])
+@pytest.mark.parametrize("kind", ["datasets", "metrics", "rewards"])
 def test_none_chooses_nothing(home: Path, kind: str) -> None:
     assert load(home).select(kind, "none") == {}
 
@@ -54,9 +54,22 @@ def test_a_metric_takes_no_factor(home: Path) -> None:
         load(home).select("metrics", "loose+exact@0.5")
 
 
-def test_mixtures_hold_no_metrics(home: Path) -> None:
-    with pytest.raises(ConfigError, match="mix: unknown metric"):
-        load(home).select("metrics", "mix")
+def test_a_rewards_factor_is_its_weight(home: Path) -> None:
+    chosen = load(home).select("rewards", "right@5.0+brief*2")
+    assert chosen == {"right": {"scale": 2.0, "weight": 5.0}, "brief": {"scale": 1.0, "weight": 2.0}}
+    assert load(home).select("rewards", "brief") == {"brief": {"scale": 1.0, "weight": 1.0}}
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "inf", "nan", "1e400", ""])
+def test_a_weight_is_a_finite_number_above_0(home: Path, weight: str) -> None:
+    with pytest.raises(ConfigError, match=f"brief: the number after @ should be finite and above 0; found '{weight}'"):
+        load(home).select("rewards", f"right+brief@{weight}")
+
+
+@pytest.mark.parametrize(("kind", "word"), [("metrics", "metric"), ("rewards", "reward")])
+def test_mixtures_hold_datasets_alone(home: Path, kind: str, word: str) -> None:
+    with pytest.raises(ConfigError, match=f"mix: unknown {word}"):
+        load(home).select(kind, "mix")
 
 
 def test_a_root_without_a_registry_is_fine(tmp_path: Path) -> None:
@@ -89,6 +102,7 @@ def test_every_problem_is_listed(tmp_path: Path) -> None:
             "datasets/.hidden": "",
             "mixtures.yaml": "m: 3\nn: [A, 3]\no: {A: 1}\n",
             "notes.txt": "",
+            "rewards/mine.yaml": "heavy: {weight: 2}\n",
         },
     )
     found = problems(tmp_path)
@@ -107,6 +121,7 @@ def test_every_problem_is_listed(tmp_path: Path) -> None:
         "mixtures.yaml: n: should be text such as A+B*2, or a list of such texts; found ['A', 3]",
         "mixtures.yaml: o: should be text such as A+B*2, or a list of such texts; found {'A': 1}",
         "notes.txt: has no meaning in a registry",
+        "mine.yaml: heavy: weight is given where the entry is chosen (heavy*3, heavy@0.25)",
     ]
     assert len(found) == len(expected), found
     for problem, part in zip(found, expected, strict=True):

@@ -23,7 +23,7 @@ def source(home: Path) -> RegistrySource:
 
 
 def test_groups_and_options_are_listed_apart(source: RegistrySource) -> None:
-    assert source.list("", ObjectType.GROUP) == ["dataset", "eval_dataset", "metric"]
+    assert source.list("", ObjectType.GROUP) == ["dataset", "eval_dataset", "metric", "reward"]
     assert source.list("", ObjectType.CONFIG) == []
     assert source.list("eval_dataset", ObjectType.CONFIG) == ["A", "B", "mix", "sample_qa"]
     assert source.list("metric", None) == ["exact", "loose"]
@@ -64,8 +64,15 @@ def test_entries_are_a_mapping_with_root_and_factor(typed: Run, home: Path) -> N
         "model": "tiny",
         "dataset": "B+A@0.5",
         "metric": "exact",
+        "reward": "none",
         "optim": "adam",
     }
+
+
+def test_rewards_are_a_mapping_with_weights_that_can_be_set_again(typed: Run) -> None:
+    (specs,) = typed("dataset=A", "reward=right@5.0+brief@0.5", "reward.brief.weight=3").specs
+    found = {name: spec.model_dump() for name, spec in specs.reward.items()}
+    assert found == {"right": {"scale": 2.0, "weight": 5.0}, "brief": {"scale": 1.0, "weight": 3.0}}
 
 
 def test_entries_take_overrides_of_fields_written_and_unwritten(typed: Run) -> None:
@@ -83,6 +90,8 @@ def test_entries_take_overrides_of_fields_written_and_unwritten(typed: Run) -> N
         (["dataset=A+mix"], "dataset=A+mix: mix -> A: A is there twice; first reached as A"),
         (["dataset=[A,B]"], "dataset: should be one expression such as dataset=A+B, not a list"),
         (["metric=exact*2"], "metric=exact*2: exact: a metric takes no factor; found 2"),
+        (["reward=right@-1"], "reward=right@-1: right: the number after @ should be finite and above 0; found '-1'"),
+        (["reward=rigt@2"], "reward=rigt@2: rigt: unknown reward; did you mean right?"),
         (["metric=exat"], "metric=exat: exat: unknown metric; did you mean exact?"),
         (["-m", "dataset=A,Bx", "run.dir=s"], "dataset=Bx: Bx: unknown dataset; did you mean B?"),
         (["--cfg", "job", "dataset=A*0"], "dataset=A*0: A: the number after * should be whole"),

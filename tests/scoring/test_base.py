@@ -42,6 +42,13 @@ def test_a_long_answer_is_shown_by_its_ends() -> None:
     assert shown is not None and shown[1] == "a" * 100 + " ... " + "b" * 200
 
 
+def test_a_message_uses_the_word_for_what_scores() -> None:
+    with pytest.raises(ScoringError, match="^reward ratio, sample mine/1: ZeroDivisionError"):
+        named_score("ratio", Ratio(), "mine/1", "3", "0", word="reward")
+    with pytest.raises(DataError, match="^reward ratio, sample mine/2: its reference 'four' is no number"):
+        check_references({"ratio": Ratio()}, [("mine/2", "four")], word="reward")
+
+
 @pytest.mark.parametrize(("prediction", "found"), [("5", "1.25"), ("-1", "-0.25"), ("nan", "nan")])
 def test_what_is_no_share_is_refused(prediction: str, found: str) -> None:
     expected = f"metric ratio, sample mine/1: a score should be in [0, 1]; found {found}; the answer was '{prediction}'"

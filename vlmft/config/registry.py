@@ -21,10 +21,19 @@ class Kind:
     folder: str
     word: str
     mixes: bool = False
-    """Whether entries are files of samples: they take factors, stand in mixtures, and have paths to be found."""
+    """Whether entries are files of samples: they stand in mixtures, and have paths to be found."""
+    factor_key: str | None = None
+    """The field of a chosen entry that holds its factor, the number of A*3 or A@0.25; None: entries take none."""
 
 
-KINDS = {kind.folder: kind for kind in (Kind("datasets", "dataset", mixes=True), Kind("metrics", "metric"))}
+KINDS = {
+    kind.folder: kind
+    for kind in (
+        Kind("datasets", "dataset", mixes=True, factor_key="factor"),
+        Kind("metrics", "metric"),
+        Kind("rewards", "reward", factor_key="weight"),
+    )
+}
 
 _RESERVED = (NONE, "defaults")  # the empty choice; and what Hydra takes for a defaults list
 
@@ -43,7 +52,7 @@ class Registry:
         return sorted([*self.entries.get(kind, {}), *mixtures])
 
     def select(self, kind: str, expression: str) -> dict[str, dict[str, Any]]:
-        """Return the entries that `expression` chooses, in its order, datasets each with its `factor`.
+        """Return the entries that `expression` chooses, in its order, datasets with their `factor`, rewards `weight`.
 
         Raises:
             ConfigError: the expression is wrong, or gives a factor to what takes none.
@@ -52,8 +61,8 @@ class Registry:
             return {}
         known, rules = self.entries.get(kind, {}), KINDS[kind]
         factors = expand(expression, known, self.mixtures if rules.mixes else None, rules.word)
-        if rules.mixes:
-            return {name: {**known[name], "factor": factor} for name, factor in factors.items()}
+        if rules.factor_key:
+            return {name: {**known[name], rules.factor_key: factor} for name, factor in factors.items()}
         ConfigError.raise_if(
             f"{name}: a {rules.word} takes no factor; found {factor:g}"
             for name, factor in factors.items()
@@ -117,9 +126,9 @@ class _Reader:
             for name, entry in self._read(path, folder.name):
                 if not isinstance(entry, dict):
                     self.problems.append(f"{path}: {name}: should be a mapping (_target_: ..., ...); found {entry!r}")
-                elif KINDS[folder.name].mixes and "factor" in entry:
+                elif (key := KINDS[folder.name].factor_key) in entry:
                     self.problems.append(
-                        f"{path}: {name}: factor is given where the entry is chosen ({name}*3, {name}@0.25)"
+                        f"{path}: {name}: {key} is given where the entry is chosen ({name}*3, {name}@0.25)"
                     )
                 else:
                     located = {"root": str(root.folder)} if KINDS[folder.name].mixes else {}

@@ -13,7 +13,7 @@ from vlmft.config.registry import Registry
 from vlmft.config.roots import Root
 from vlmft.errors import ConfigError
 
-GROUPS = {"dataset": "datasets", "eval_dataset": "datasets", "metric": "metrics"}
+GROUPS = {"dataset": "datasets", "eval_dataset": "datasets", "metric": "metrics", "reward": "rewards"}
 """Group on the command line -> folder of the registry that serves it."""
 
 Names = list[str]  # inside the class below, `list` is a method

@@ -4,6 +4,7 @@ from vlmft.scoring.answers import Choice, Correctness, Format
 from vlmft.scoring.base import MetricSpec, check_references, named_score
 from vlmft.scoring.boxes import BoxIoU
 from vlmft.scoring.mathematics import MathCorrectness
+from vlmft.scoring.rewards import Reward, rewards_of, weighted_sum
 from vlmft.scoring.structured import FieldAccuracy, JsonValidity
 from vlmft.scoring.text import ExactMatch, Length
 
@@ -18,6 +19,9 @@ __all__ = [
     "Length",
     "MathCorrectness",
     "MetricSpec",
+    "Reward",
     "check_references",
     "named_score",
+    "rewards_of",
+    "weighted_sum",
 ]

@@ -38,14 +38,16 @@ class MetricSpec(Spec, abstract=True):
         """
 
 
-def named_score(name: str, metric: MetricSpec, sample_id: str, prediction: str, reference: str) -> float:
-    """Return the score of a sample's answer by the metric chosen as `name`.
+def named_score(
+    name: str, metric: MetricSpec, sample_id: str, prediction: str, reference: str, word: str = "metric"
+) -> float:
+    """Return the score of a sample's answer by the metric chosen as `name`; `word` is what a message calls it.
 
     Raises:
         DataError: the sample's reference cannot be used.
         ScoringError: the metric raised something else, or gave no number in [0, 1]. Both name metric and sample.
     """
-    where = f"metric {name}, sample {sample_id}"
+    where = f"{word} {name}, sample {sample_id}"
     answer = f"the answer was {shown(prediction)}"
     try:
         score = float(metric.score(prediction, reference))
@@ -60,8 +62,10 @@ def named_score(name: str, metric: MetricSpec, sample_id: str, prediction: str, 
     return score
 
 
-def check_references(metrics: Mapping[str, MetricSpec], references: Iterable[tuple[str, str]]) -> None:
-    """Look at all references, (sample id, text) each, before any model answers.
+def check_references(
+    metrics: Mapping[str, MetricSpec], references: Iterable[tuple[str, str]], word: str = "metric"
+) -> None:
+    """Look at all references, (sample id, text) each, before any model answers; `word` as in `named_score`.
 
     Raises:
         DataError: lists the references that a metric cannot use, with the metric's name and the sample's id; of each
@@ -77,9 +81,9 @@ def check_references(metrics: Mapping[str, MetricSpec], references: Iterable[tup
             except DataError as error:
                 refused += 1
                 if refused <= _LISTED:
-                    problems += [f"metric {name}, sample {sample_id}: {problem}" for problem in error.problems]
+                    problems += [f"{word} {name}, sample {sample_id}: {problem}" for problem in error.problems]
         if refused > _LISTED:
-            problems.append(f"metric {name}: so with {refused - _LISTED} more of {len(references)} samples")
+            problems.append(f"{word} {name}: so with {refused - _LISTED} more of {len(references)} samples")
     DataError.raise_if(problems)
 
 
