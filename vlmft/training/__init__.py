@@ -1,5 +1,6 @@
 """The trainers, and the choices that belong to a training run: optimiser, strategy, logger."""
 
+from vlmft.training.grpo_spec import Grpo
 from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, Muon, OptimSpec, TransformersOptim
 from vlmft.training.preference import Dpo
 from vlmft.training.specs import Logger, Sft, Strategy, TrainerSpec
@@ -9,6 +10,7 @@ __all__ = [
     "AdamW",
     "AdamW8bit",
     "Dpo",
+    "Grpo",
     "Logger",
     "Muon",
     "OptimSpec",

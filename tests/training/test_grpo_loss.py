@@ -1,0 +1,203 @@
+"""The losses against TRL's own code, on the same log-probabilities. B = completions, K = token places."""
+
+import math
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from tests.support import PROJECT
+from vlmft.config.spec import validate
+from vlmft.training.grpo_loss import Denominators, PolicyLoss, group_advantages, kl_estimate, policy_loss
+from vlmft.training.grpo_spec import Grpo
+
+B, K = 6, 5
+LENGTHS = [5, 1, 3, 4, 2, 5]
+LOSSES = ["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
+MASK = torch.arange(K)[None, :] < torch.tensor(LENGTHS)[:, None]
+STEP = Denominators(completions=B, tokens=sum(LENGTHS))
+ADVANTAGES = torch.tensor([1.2, -0.7, 0.0, 0.4, -1.5, 2.0])
+
+
+def spec(loss: str = "dapo", **changes: Any) -> Grpo:
+    """conf/trainer/grpo.yaml with the values that `loss` needs, and some changed."""
+    needs = {"cispo": {"epsilon_high": 1.3}, "luspo": {"importance_sampling": "sequence"}}.get(loss, {})
+    values = yaml.safe_load((PROJECT / "conf/trainer/grpo.yaml").read_text())
+    return validate(Grpo, values | {"max_new_tokens": 7, "loss": loss} | needs | changes)
+
+
+def draw(seed: int, spread: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
+    """New, old and the reference's log-probs [B, K]; the old ones differ enough for ratios to be clipped."""
+    random = torch.Generator().manual_seed(seed)
+    old = -torch.rand(B, K, generator=random) * 3 - 0.1
+    new, ref = (old + spread * torch.randn(B, K, generator=random) for _ in range(2))
+    return new.requires_grad_(), old, ref
+
+
+def shares(spec: Grpo, new: Tensor, old: Tensor, ref: Tensor, cuts: list[list[int]]) -> list[PolicyLoss]:
+    return [policy_loss(spec, new[c], old[c], MASK[c], ADVANTAGES[c], STEP, ref[c]) for c in cuts]
+
+
+@pytest.fixture(scope="module")
+def trl_loss() -> Any:
+    """TRL's `GRPOTrainer._compute_loss` on given log-probs: a trainer with all that it reads, and no model."""
+    from trl import GRPOTrainer
+
+    def loss(spec: Grpo, new: Tensor, old: Tensor, ref: Tensor) -> tuple[Tensor, dict[str, float]]:
+        above, below = spec.sapo_temperatures
+        args = SimpleNamespace(
+            delta=spec.delta,
+            use_bias_correction_kl=False,
+            sapo_temperature_pos=above,
+            sapo_temperature_neg=below,
+            vespo_k_pos=spec.vespo_k[0],
+            vespo_k_neg=spec.vespo_k[1],
+            vespo_lambda_pos=spec.vespo_lambda[0],
+            vespo_lambda_neg=spec.vespo_lambda[1],
+            steps_per_generation=1,
+        )
+        metrics: dict[str, list[float]] = defaultdict(list)
+        accelerator = SimpleNamespace(
+            num_processes=1, reduce=lambda value, reduction: value, gather=lambda value: value, sync_gradients=True
+        )
+        trainer = SimpleNamespace(
+            _get_per_token_logps_and_entropies=lambda *_, **__: (new, torch.zeros(B, K), None),
+            get_gamma_weights=GRPOTrainer.get_gamma_weights,
+            args=args,
+            accelerator=accelerator,
+            model=SimpleNamespace(training=True),
+            _metrics={"train": metrics},
+            loss_type=spec.loss,
+            importance_sampling_level=spec.importance_sampling,
+            epsilon_low=spec.epsilon_low,
+            epsilon_high=spec.epsilon_high,
+            beta=spec.beta,
+            max_completion_length=spec.max_new_tokens,
+            top_entropy_quantile=1.0,
+            off_policy_mask_threshold=None,
+            use_vllm=False,
+            aux_loss_enabled=False,
+            _entropy_bonus_enabled=False,
+            current_gradient_accumulation_steps=1,
+        )
+        ids = torch.zeros(B, K, dtype=torch.long)
+        inputs = {
+            "prompt_ids": ids[:, :1],
+            "prompt_mask": ids[:, :1],
+            "completion_ids": ids,
+            "completion_mask": MASK.long(),
+            "advantages": ADVANTAGES,
+            "old_per_token_logps": old,
+            "ref_per_token_logps": ref,
+            "num_items_in_batch": MASK.sum(),
+        }
+        value = GRPOTrainer._compute_loss(trainer, None, inputs)
+        return value, {name: values[0] for name, values in metrics.items()}
+
+    return loss
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.4])
+@pytest.mark.parametrize(
+    ("loss", "changes"),
+    [
+        *((loss, {}) for loss in LOSSES),
+        ("grpo", {"importance_sampling": "sequence"}),  # GSPO
+        ("sapo", {"importance_sampling": "sequence"}),
+        ("dapo", {"epsilon_high": 0.28, "delta": 1.5}),
+        ("dr_grpo", {"epsilon_low": 0.4, "epsilon_high": 0.1}),
+        ("vespo", {"vespo_k": [1.0, 2.0], "vespo_lambda": [2.0, 0.5]}),
+        ("sapo", {"sapo_temperatures": [2.0, 3.0]}),
+    ],
+)
+def test_losses_and_gradients_equal_trls(trl_loss: Any, loss: str, changes: dict[str, Any], beta: float) -> None:
+    chosen = spec(loss, beta=beta, **changes)
+    for seed in range(3):
+        new, old, ref = draw(seed)
+        theirs, metrics = trl_loss(chosen, new, old, ref)
+        (expected,) = torch.autograd.grad(theirs, new)
+        found = policy_loss(chosen, new, old, MASK, ADVANTAGES, STEP, ref)
+        (gradient,) = torch.autograd.grad(found.loss, new)
+        assert found.loss.item() == pytest.approx(theirs.item(), abs=1e-5, rel=1e-5)
+        assert expected.abs().max() > 1e-3
+        torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+        pairs = {"kl": "kl", "clip_ratio": "clip_ratio/region_mean", "clip_ratio/low": "clip_ratio/low_mean"}
+        for ours, name in pairs.items():
+            if name in metrics:
+                total, weight = found.figures[ours]
+                assert float(total) / weight == pytest.approx(metrics[name], abs=1e-6)
+        assert ("kl" in found.figures) == (beta > 0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_any_cut_into_micro_batches_adds_up_to_the_same(loss: str) -> None:
+    chosen = spec(loss, beta=0.4)
+    new, old, ref = draw(7)
+    (whole,) = shares(chosen, new, old, ref, [list(range(B))])
+    (expected,) = torch.autograd.grad(whole.loss, new)
+    for cuts in ([[0, 1, 2], [3, 4, 5]], [[3], [0, 5, 1, 2], [4]], [[i] for i in range(B)]):
+        parts = shares(chosen, new, old, ref, cuts)
+        total = torch.stack([part.loss for part in parts]).sum()
+        (gradient,) = torch.autograd.grad(total, new)
+        assert total.item() == pytest.approx(whole.loss.item(), abs=1e-6)
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
+        for name, (value, weight) in whole.figures.items():
+            assert sum(float(part.figures[name][0]) for part in parts) == pytest.approx(float(value), abs=1e-5)
+            assert sum(part.figures[name][1] for part in parts) == pytest.approx(weight)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_at_ratio_1_a_step_goes_up_the_advantages(loss: str) -> None:
+    """All losses are the policy gradient there: a token's share is its advantage over the loss's own denominator."""
+    new, _, ref = draw(3)
+    (gradient,) = torch.autograd.grad(policy_loss(spec(loss), new, new.detach(), MASK, ADVANTAGES, STEP, ref).loss, new)
+    lengths = torch.tensor(LENGTHS)[:, None]
+    by = {"grpo": B * lengths, "sapo": B * lengths, "luspo": B, "dr_grpo": B * 7}.get(loss, sum(LENGTHS))
+    torch.testing.assert_close(gradient, -ADVANTAGES[:, None] * MASK / by)
+
+
+def test_a_masked_completion_adds_nothing_and_still_counts() -> None:
+    new, old, ref = draw(1)
+    mask = MASK.clone()
+    mask[0] = False
+    for loss in LOSSES:
+        chosen = spec(loss, beta=0.4)
+        found = policy_loss(chosen, new, old, mask, ADVANTAGES, STEP, ref)
+        (gradient,) = torch.autograd.grad(found.loss, new)
+        assert math.isfinite(found.loss.item())
+        assert gradient[0].eq(0).all() and gradient[1:][MASK[1:]].ne(0).any()
+        rest = shares(chosen, new, old, ref, [[1, 2, 3, 4, 5]])[0]
+        assert found.loss.item() == pytest.approx(rest.loss.item(), abs=1e-6)
+    nothing = policy_loss(spec(), new, old, torch.zeros_like(MASK), ADVANTAGES, Denominators(B, 0), ref)
+    assert nothing.loss.item() == 0.0
+
+
+def test_the_kl_estimate_is_0_where_equal_and_never_below() -> None:
+    new, old, _ = draw(2)
+    assert kl_estimate(old, old).eq(0).all()
+    assert kl_estimate(new, old).gt(0).all()
+    random = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(50, generator=random).log_softmax(0) for _ in range(2))
+    drawn = torch.multinomial(policy.exp(), 200_000, replacement=True, generator=random)
+    exact = float((policy.exp() * (policy - reference)).sum())
+    assert float(kl_estimate(policy[drawn], reference[drawn]).mean()) == pytest.approx(exact, rel=0.02)
+
+
+REWARDS = torch.tensor([[7.0, 2.0, 0.0, 2.0], [2.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 5.0]])
+
+
+def test_advantages_are_above_the_groups_mean() -> None:
+    plain, spread = group_advantages(REWARDS, "none")
+    assert plain.tolist() == [[4.25, -0.75, -2.75, -0.75], [0, 0, 0, 0], [-1.25, -1.25, -1.25, 3.75]]
+    assert spread.tolist() == pytest.approx([2.98607881, 0.0, 2.5])  # divided by G - 1
+    by_group, _ = group_advantages(REWARDS, "group")
+    assert by_group[0].tolist() == pytest.approx((plain[0] / (2.98607881 + 1e-4)).tolist())
+    assert by_group[1].eq(0).all()
+    by_batch, _ = group_advantages(REWARDS, "batch")
+    torch.testing.assert_close(by_batch, plain / (float(REWARDS.std()) + 1e-4))
+    of_one_rank, _ = group_advantages(REWARDS[:1], "batch", batch=REWARDS)
+    torch.testing.assert_close(of_one_rank, by_batch[:1])

@@ -1,0 +1,53 @@
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support import PROJECT, literally
+from vlmft.config.spec import validate
+from vlmft.errors import ConfigError
+from vlmft.training import Grpo
+
+
+def grpo(**changes: Any) -> Grpo:
+    return validate(Grpo, yaml.safe_load((PROJECT / "conf/trainer/grpo.yaml").read_text()) | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"num_generations": 1}, "num_generations: Input should be greater than or equal to 2 (found 1)"),
+        ({"temperature": 0}, "temperature: Input should be greater than 0 (found 0)"),
+        ({"top_p": 0}, "top_p: Input should be greater than 0 (found 0)"),
+        ({"top_k": 0}, "top_k: Input should be greater than or equal to 1 (found 0)"),
+        ({"loss": "ppo"}, "loss: Input should be 'grpo', 'bnpo', 'dapo', 'dr_grpo', 'cispo', 'sapo', 'luspo' or 'vesp"),
+        ({"beta": -0.1}, "beta: Input should be greater than or equal to 0 (found -0.1)"),
+        ({"system_prompt": ""}, "system_prompt: String should have at least 1 character"),
+        ({"loss": "cispo"}, "epsilon_high=0.2 is the largest ratio itself in loss=cispo, and should be above 1"),
+        ({"loss": "luspo"}, "loss=luspo needs importance_sampling=sequence; found token"),
+        (
+            {"loss": "vespo", "importance_sampling": "sequence"},
+            "loss=vespo needs importance_sampling=token; found sequence",
+        ),
+        ({"loss": "sapo", "delta": 4.0}, "delta=4 has no part in loss=sapo; set it to null"),
+        ({"delta": 1.1}, "delta=1.1 should be above 1 + epsilon_high=1.2, where clips begin"),
+        ({"sapo_temperatures": [1.0, 0.0]}, "sapo_temperatures=[1.0, 0.0] should be two numbers above 0"),
+        ({"vespo_k": [-1.0, 2.0]}, "vespo_k=[-1.0, 2.0] should be two numbers above 0"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=literally(problem)):
+        grpo(**changes)
+
+
+def test_contradictions_are_listed_together() -> None:
+    with pytest.raises(ConfigError, match="delta=4 has no part in loss=vespo.*; loss=vespo needs"):
+        grpo(loss="vespo", delta=4.0, importance_sampling="sequence")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"loss": "cispo", "epsilon_high": 5.0}, {"loss": "grpo", "importance_sampling": "sequence"}, {"delta": 4.0}],
+)
+def test_what_papers_use_is_taken(changes: dict[str, Any]) -> None:
+    assert {name: getattr(grpo(**changes), name) for name in changes} == changes

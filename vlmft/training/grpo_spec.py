@@ -1,0 +1,96 @@
+"""What is chosen of `trainer=grpo`."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from vlmft.training.specs import TrainerSpec
+
+Loss = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
+_CLIPS = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo")
+"""The losses that clip the ratio on both sides, as PPO does."""
+
+
+class Grpo(TrainerSpec):
+    """Group relative policy optimisation: a prompt is answered several times, and what earns more is made likelier."""
+
+    num_generations: int = Field(ge=2, description="completions of each prompt; their rewards are compared")
+    max_new_tokens: int = Field(ge=1, description="longest completion")
+    temperature: float = Field(gt=0, allow_inf_nan=False, description="of sampling, and of the log-probs in the loss")
+    top_p: float = Field(gt=0, le=1, description="sample from the likeliest tokens with this much probability together")
+    top_k: int | None = Field(ge=1, description="sample from so many of the likeliest tokens; null: from all")
+    min_p: float | None = Field(
+        ge=0, le=1, description="sample from tokens at least this share as likely as the likeliest; null: from all"
+    )
+    repetition_penalty: float = Field(
+        gt=0, allow_inf_nan=False, description="divides the logits of tokens that the text has already; 1: none"
+    )
+    rollout_batch_size: int = Field(ge=1, description="completions that a rank generates at once")
+    system_prompt: str | None = Field(
+        min_length=1, description="put before a prompt that has no system turn of its own; null: nothing"
+    )
+    loss: Loss = Field(description="how the completions' tokens are weighed")
+    importance_sampling: Literal["token", "sequence"] = Field(
+        description="whether the ratio of new to old probability is each token's, or the completion's geometric mean"
+    )
+    epsilon_low: float = Field(gt=0, lt=1, description="a ratio counts at least as 1 - epsilon_low")
+    epsilon_high: float = Field(
+        gt=0, allow_inf_nan=False, description="a ratio counts at most as 1 + epsilon_high; in cispo as epsilon_high"
+    )
+    delta: float | None = Field(
+        gt=1, allow_inf_nan=False, description="largest ratio where the advantage is negative; null: none"
+    )
+    sapo_temperatures: tuple[float, float] = Field(
+        description="of sapo's gate, for advantages above 0 and for the others"
+    )
+    vespo_k: tuple[float, float] = Field(
+        description="powers of vespo's weight, for advantages from 0 on and for those below"
+    )
+    vespo_lambda: tuple[float, float] = Field(description="decays of vespo's weight, likewise")
+    scale_rewards: Literal["group", "batch", "none"] = Field(
+        description="whose standard deviation an advantage is divided by"
+    )
+    mask_truncated: bool = Field(description="completions cut at max_new_tokens take no part in the loss")
+    beta: float = Field(
+        ge=0, allow_inf_nan=False, description="weight of the KL divergence from the model at the start"
+    )
+    save_completions: int | None = Field(
+        ge=1, description="steps between two files of completions; null: none are kept"
+    )
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        problems = [*self._ratio_problems(), *self._shape_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _ratio_problems(self) -> list[str]:
+        problems = []
+        if self.loss == "cispo" and self.epsilon_high <= 1:
+            problems.append(
+                f"epsilon_high={self.epsilon_high:g} is the largest ratio itself in loss=cispo, and should be above 1, "
+                "such as 5.0"
+            )
+        if self.delta is not None and self.loss not in _CLIPS:
+            problems.append(f"delta={self.delta:g} has no part in loss={self.loss}; set it to null")
+        elif self.delta is not None and self.delta <= 1 + self.epsilon_high:
+            problems.append(
+                f"delta={self.delta:g} should be above 1 + epsilon_high={1 + self.epsilon_high:g}, where clips begin"
+            )
+        needed = {"luspo": "sequence", "vespo": "token"}.get(self.loss, self.importance_sampling)
+        if self.importance_sampling != needed:
+            problems.append(f"loss={self.loss} needs importance_sampling={needed}; found {self.importance_sampling}")
+        return problems
+
+    def _shape_problems(self) -> list[str]:
+        shapes = {
+            "sapo_temperatures": self.sapo_temperatures,
+            "vespo_k": self.vespo_k,
+            "vespo_lambda": self.vespo_lambda,
+        }
+        return [
+            f"{name}={list(values)} should be two numbers above 0"
+            for name, values in shapes.items()
+            if min(values) <= 0
+        ]
