@@ -114,7 +114,8 @@ def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
     """Encoder and collator of the checkpoint."""
     limit = TimeLimit(config.sample_timeout_s)
     try:
-        encoder = Encoder(config.model, processor, config.batching.max_tokens, limit, config.trainer.learns)
+        trainer = config.trainer
+        encoder = Encoder(config.model, processor, config.batching.max_tokens, limit, trainer.learns, trainer.room)
     except ConfigError as error:
         if isinstance(config.model, Auto) and not isinstance(error, UnprovenError):  # of its chat template
             raise config.model.refused(type(processor).__name__, "; ".join(error.problems)) from error
@@ -156,7 +157,6 @@ def preview(
     A sample that cannot be encoded is shown with its error. Samples of an entry whose system prompt comes from the
     environment are not shown: no file of a run holds such a value.
     """
-    from vlmft.config.files import read_mapping
     from vlmft.previewing.album import Album
     from vlmft.previewing.page import head_of, render
     from vlmft.previewing.samples import show
@@ -167,8 +167,7 @@ def preview(
     if rank() != 0 or not config.preview:
         return
     album = Album()
-    entries = read_mapping(folder.config)["dataset"]
-    kept_out = {name for name, entry in entries.items() if "${" in str(entry.get("system_prompt"))}
+    kept_out = folder.entries_kept_out()
     visits = [visit for visit in first(data, config.preview) if visit.id.partition("/")[0] not in kept_out]
     samples = show(visits, encoder, album, config.trainer.num_workers, within_s=_PREVIEW_S)
     head = head_of(config, data, f"samples 1 to {len(visits)} of the training stream of {folder.path}")

@@ -40,6 +40,7 @@ _FREE = (
     "trainer.oom_retries",
     "trainer.save_every",
     "trainer.keep",
+    "trainer.save_completions",
 )
 _LIBRARIES = ("accelerate", "numpy", "peft", "pillow", "tokenizers", "torch", "torchvision", "transformers", "vlmft")
 

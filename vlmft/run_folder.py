@@ -7,6 +7,7 @@ preview.html       the first samples as the model sees them
 bad_step.json      where a step's numbers were none: {step, reason, samples}
 reference.jsonl    of trainer=dpo: the log-probabilities of each pair's answers when the run began
 checkpoints/  final/  predictions/  tb/
+completions/       of trainer=grpo: the completions of some steps, a parquet file a step
 result.json        state, exit_code, reason, steps, seconds, train {...},
                    eval {base {metric: value}, tuned {metric: value}, p_value, tests {metric: {name, p_value}}, ...}
 """
@@ -27,6 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from vlmft.config.files import read_mapping
 from vlmft.errors import ConfigError, InterruptedRunError, NumericError, PreemptedError, StorageError
 
 RUNNING, DONE, FAILED, STOPPED, PREEMPTED = "running", "done", "failed", "stopped", "preempted"
@@ -73,9 +75,15 @@ class RunFolder:
         self.final = path / "final"
         self.predictions = path / "predictions"
         self.tb = path / "tb"
+        self.completions = path / "completions"
         self.preview = path / "preview.html"
         self.bad_step = path / "bad_step.json"
         self.result = path / "result.json"
+
+    def entries_kept_out(self) -> frozenset[str]:
+        """Training entries whose system prompt comes from the environment: no file of a run holds such a value."""
+        entries = read_mapping(self.config)["dataset"]
+        return frozenset(name for name, entry in entries.items() if "${" in str(entry.get("system_prompt")))
 
     @classmethod
     def create(cls, path: str | Path, config_text: str) -> "RunFolder":

@@ -111,6 +111,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     kit = Kit(data, plan, encoder, collator, folder, stop, console, trackers)
     assembly.check_encoding(config, data, encoder)
     proven = proving.prove_encoding(config, data, encoder, collator)
+    task.check_data(kit)
     judge = task.judge(kit)
     judged = judge.num_samples if judge else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))

@@ -79,6 +79,21 @@ WORDS = {
     "unknown recipe": (["recipe=lora_lm"], ["recipe: there is no option lora_lm; did you mean lora_llm?"]),
     "unknown model": (["model=tiny_qwen25"], ["model: there is no option tiny_qwen25; did you mean tiny_qwen25vl?"]),
     "unknown metric": (["metric=exact"], ["metric=exact: exact: unknown metric; did you mean exact_match?"]),
+    "unknown reward": (
+        ["trainer=grpo", "reward=fromat@2.0+correctness@5.0"],
+        ["reward=fromat@2.0+correctness@5.0: fromat: unknown reward; did you mean format?"],
+    ),
+    "a weight of 0": (["trainer=grpo", "reward=format@0"], ["format: the number after @ should be finite and above 0"]),
+    "no reward": (["trainer=grpo"], ["reward: trainer=grpo learns from rewards, and none is chosen; choose such as"]),
+    "a reward for another trainer": (["reward=format"], ["reward: format is for trainer=grpo; answers of another"]),
+    "completions that leave no room": (
+        ["trainer=grpo", "reward=format", "trainer.max_new_tokens=9000"],
+        ["trainer.max_new_tokens: 9000 leave no room for a prompt in batching.max_tokens=8192"],
+    ),
+    "generation settings that contradict": (
+        ["trainer=grpo", "reward=format", "trainer.num_generations=1"],
+        ["trainer.num_generations: Input should be greater than or equal to 2 (found 1)"],
+    ),
     "unknown group": (["optimiser=adamw"], ["optimiser"]),
     "unknown key": (["optim.learning_rate=1"], ["optim.learning_rate: unknown key", "lr"]),
     "misspelt key": (["trainer.max_step=3"], ["trainer.max_step: unknown key; did you mean max_steps?"]),

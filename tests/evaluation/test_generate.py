@@ -199,7 +199,7 @@ class TestGreedy:
         assert {key: asked[key] for key in bend} == bend
         assert texts(made.answer(bent)) == texts(evaluator().answer(model))
         assert bent.generation_config.to_dict() == asked  # and what it says stays with it
-        monkeypatch.setattr(made, "_greedy", contextlib.nullcontext)
+        monkeypatch.setattr("vlmft.evaluation.generate.generating", lambda model, collator: contextlib.nullcontext())
         assert texts(made.answer(bent)) != texts(evaluator().answer(model))
 
     def test_holds_under_adapters(self, tmp_path: Path, evaluator: MakeEvaluator, model: Any) -> None:

@@ -22,7 +22,7 @@ def grpo(**changes: Any) -> Grpo:
         ({"top_k": 0}, "top_k: Input should be greater than or equal to 1 (found 0)"),
         ({"loss": "ppo"}, "loss: Input should be 'grpo', 'bnpo', 'dapo', 'dr_grpo', 'cispo', 'sapo', 'luspo' or 'vesp"),
         ({"beta": -0.1}, "beta: Input should be greater than or equal to 0 (found -0.1)"),
-        ({"system_prompt": ""}, "system_prompt: String should have at least 1 character"),
+        ({"steps_per_generation": 0}, "steps_per_generation: Input should be greater than or equal to 1 (found 0)"),
         ({"loss": "cispo"}, "epsilon_high=0.2 is the largest ratio itself in loss=cispo, and should be above 1"),
         ({"loss": "luspo"}, "loss=luspo needs importance_sampling=sequence; found token"),
         (

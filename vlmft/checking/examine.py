@@ -60,9 +60,14 @@ class Counter:
     """Counts a sample's tokens whatever the run's limits say, and refuses it in the words of the run's own encoder."""
 
     def __init__(
-        self, family: ModelSpec, processor: Any, max_tokens: int | None, learns: type[SampleTarget] | None = None
+        self,
+        family: ModelSpec,
+        processor: Any,
+        max_tokens: int | None,
+        learns: type[SampleTarget] | None = None,
+        room: int = 0,
     ) -> None:
-        self.run = _Undecoded(family, processor, max_tokens, learns=learns)
+        self.run = _Undecoded(family, processor, max_tokens, learns=learns, room=room)
         unlimited = family.model_copy(update={"max_vision_tokens": None})
         self.unlimited = _Undecoded(unlimited, processor, learns=learns)
         self.unlimited.chat = self.run.chat
@@ -83,7 +88,7 @@ class Counter:
     def exceeded(self, sample: Sample, counted: Counted) -> int:
         """Which limits of the run or of the sample's entry are exceeded, as `Counts` writes them."""
         most, vision = self.run.max_tokens, sample.rules.max_vision_tokens or self.run.family.max_vision_tokens
-        too_long = TOO_LONG if most is not None and counted.num_tokens > most else 0
+        too_long = TOO_LONG if most is not None and counted.num_tokens + self.run.room > most else 0
         return too_long | (TOO_MUCH_VISION if vision is not None and counted.num_vision_tokens > vision else 0)
 
     def kind(self, sample: Sample, rules: MediaRules) -> Kind:

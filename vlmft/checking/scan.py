@@ -64,7 +64,8 @@ def _load_counter(config: "ValidateConfig") -> Counter:
     from vlmft import assembly
 
     assembly.quiet_libraries()
-    return Counter(config.model, config.model.load_processor(), config.batching.max_tokens, config.trainer.learns)
+    trainer, processor = config.trainer, config.model.load_processor()
+    return Counter(config.model, processor, config.batching.max_tokens, trainer.learns, trainer.room)
 
 
 def _judged(config: "ValidateConfig", data: RunData) -> frozenset[str] | None:

@@ -19,6 +19,11 @@ GROUPS = {"dataset": "datasets", "eval_dataset": "datasets", "metric": "metrics"
 Names = list[str]  # inside the class below, `list` is a method
 
 
+def options_of(group: str) -> Names:
+    """What may be chosen in a virtual group, for messages."""
+    return RegistrySource.registry.names(GROUPS[group])
+
+
 class RegistrySource(ConfigSource):
     """Serves the virtual groups. Hydra makes and copies instances as it likes, so the registry hangs on the class."""
 

@@ -109,6 +109,7 @@ class Encoder:
         max_tokens: a sample of more tokens than this is refused; nothing is ever cut.
         time_limit: of reading and encoding one sample, where samples are encoded in groups (`loading`).
         learns: the kind of target that is trained on; None: the answers of conversations.
+        room: tokens by which a sample will grow; with them it may have `max_tokens`.
     """
 
     def __init__(
@@ -118,12 +119,14 @@ class Encoder:
         max_tokens: int | None = None,
         time_limit: TimeLimit | None = None,
         learns: type[Target] | None = None,
+        room: int = 0,
     ) -> None:
         self.family = family
         self.processor = processor
         self.max_tokens = max_tokens
         self.time_limit = time_limit
         self.learns = learns
+        self.room = room
         form = PrefixFormat if family.prefix_lm else ChatFormat
         self.chat = form(family.renderer(processor), processor.tokenizer)
         self.planner = MediaPlanner(family, processor)
@@ -287,9 +290,10 @@ class Encoder:
         return counted
 
     def _refuse_long(self, counted: Counted) -> None:
-        if self.max_tokens is not None and counted.num_tokens > self.max_tokens:
+        if self.max_tokens is not None and counted.num_tokens + self.room > self.max_tokens:
+            grown = f", and {self.room} of a completion (trainer.max_new_tokens)," if self.room else ""
             raise DataError(
-                f"{counted.num_tokens} tokens, {counted.num_vision_tokens} of them vision tokens, exceed "
+                f"{counted.num_tokens} tokens, {counted.num_vision_tokens} of them vision tokens{grown or ','} exceed "
                 f"batching.max_tokens={self.max_tokens}; raise it, or lower model.image.max_pixels, "
                 "model.video.max_pixels or model.video.fps (nothing is cut)"
             )

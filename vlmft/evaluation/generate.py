@@ -1,15 +1,14 @@
 """Greedy generation on held-out samples, and their scores."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed
-from transformers import GenerationConfig
 
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
+from vlmft.encoding.generating import answer_text, generating
 from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
 from vlmft.errors import DataError, VlmftError
 from vlmft.evaluation.answers import Answer
@@ -103,27 +102,10 @@ class Evaluator(Judge):
         device = next(model.parameters()).device
         inputs = self.collator(encoded, padding_side="left").to(device).inputs
         inputs = self.collator.family.model_inputs(self.collator.processor, inputs)
-        with self._greedy(model):
+        with generating(model, self.collator):
             output = model.generate(**inputs, max_new_tokens=self.spec.max_new_tokens)
-        texts: list[str] = self.collator.processor.tokenizer.batch_decode(
-            output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
-        )
-        return texts
-
-    @contextlib.contextmanager
-    def _greedy(self, model: Any) -> Iterator[None]:
-        """Of the checkpoint's generation_config only where an answer ends counts, while the body runs.
-
-        `generate` fills whatever a call leaves open from there, and Qwen2.5-VL's own has a repetition penalty.
-        """
-        owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        own = owner.generation_config
-        ends = own.eos_token_id if own.eos_token_id is not None else self.collator.processor.tokenizer.eos_token_id
-        owner.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=self.collator.pad_token_id)
-        try:
-            yield
-        finally:
-            owner.generation_config = own
+        new = output[:, inputs["input_ids"].shape[1] :]
+        return [answer_text(prompt, ids, self.collator) for prompt, ids in zip(encoded, new, strict=True)]
 
     def _scored(self, sample: Sample, prediction: str) -> Answer:
         if sample.rules.coordinates is not None:  # boxes as the model was taught to write them

@@ -31,7 +31,7 @@ class SamplesOnBoard(TrainerCallback):
             tag = f"preview/{sample.visit.number + 1}"
             writer.add_text(tag, _as_code(sample))
             for medium in sample.media:
-                frames = np.stack([_small(self.album.pixels(frame.picture)) for frame in medium.frames])
+                frames = np.stack([small(self.album.pixels(frame.picture)) for frame in medium.frames])
                 writer.add_images(f"{tag} {medium.name}", frames, dataformats="NHWC")
 
 
@@ -54,6 +54,7 @@ def _bracketed(pieces: Sequence[Piece]) -> Iterator[str]:
         yield "⟧"
 
 
-def _small(pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def small(pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """A picture [H, W, 3] by every so many of its pixels, where it has more than are shown."""
     every = -(-max(pixels.shape[:2]) // _LONGEST_SIDE)
     return pixels[::every, ::every]

@@ -8,6 +8,11 @@ from pydantic import Field, ModelWrapValidatorHandler, model_validator
 from vlmft.config.spec import TARGET, Spec
 from vlmft.scoring.base import MetricSpec, named_score
 
+TOTAL = "reward"
+"""What the weighted sum of all rewards is called among scores and figures."""
+OWN = "rewards/"
+"""Before a reward's name: its own score, before the weight."""
+
 _FIELDS = {TARGET, "weight", "metric"}
 
 

@@ -4,15 +4,16 @@ from typing import TYPE_CHECKING
 
 from vlmft.tasks.base import Kit, Task
 from vlmft.tasks.dpo import DpoTask
+from vlmft.tasks.grpo import GrpoTask
 from vlmft.tasks.sft import SftTask
-from vlmft.training import Dpo, Sft, TrainerSpec
+from vlmft.training import Dpo, Grpo, Sft, TrainerSpec
 
 if TYPE_CHECKING:
     from vlmft.train import TrainConfig
 
 __all__ = ["Kit", "Task", "task_of"]
 
-_TASKS: dict[type[TrainerSpec], type[Task]] = {Sft: SftTask, Dpo: DpoTask}
+_TASKS: dict[type[TrainerSpec], type[Task]] = {Sft: SftTask, Dpo: DpoTask, Grpo: GrpoTask}
 
 
 def task_of(config: "TrainConfig") -> Task:

@@ -54,6 +54,7 @@ class Task(ABC):
         Raises:
             ConfigError: names the keys.
         """
+        self.check_rewards()
         evaluation = self.config.evaluation
         if not isinstance(evaluation, Generate) or evaluation.best_by is None:
             return
@@ -63,9 +64,25 @@ class Task(ABC):
                 f"evaluation.best_by: {evaluation.best_by!r} is not among this run's metrics: {', '.join(names)}"
             )
 
+    def check_rewards(self) -> None:
+        """Refuse rewards, which only a trainer that makes completions has a use for."""
+        if self.config.reward:
+            raise ConfigError(
+                f"reward: {'+'.join(self.config.reward)} is for trainer=grpo; answers of another trainer's model are "
+                f"scored by metric={'+'.join(self.config.reward)}"
+            )
+
     @abstractmethod
     def score_names(self) -> Sequence[str]:
         """What `judge` scores by."""
+
+    def check_data(self, kit: Kit) -> None:
+        """Refuse data that the trainer cannot use, as far as the time for checks reaches; before weights are loaded.
+
+        Raises:
+            DataError: names the samples.
+        """
+        return
 
     def judge(self, kit: Kit) -> "Judge | None":
         """What judges the model on the held-out samples; None where nothing is held out or evaluation is off.

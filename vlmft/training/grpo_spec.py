@@ -1,10 +1,11 @@
 """What is chosen of `trainer=grpo`."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from vlmft.training.specs import TrainerSpec
+from vlmft.types import Solution, Target
 
 Loss = Literal["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 _CLIPS = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo")
@@ -13,6 +14,8 @@ _CLIPS = ("grpo", "bnpo", "dapo", "dr_grpo", "luspo")
 
 class Grpo(TrainerSpec):
     """Group relative policy optimisation: a prompt is answered several times, and what earns more is made likelier."""
+
+    learns: ClassVar[type[Target] | None] = Solution
 
     num_generations: int = Field(ge=2, description="completions of each prompt; their rewards are compared")
     max_new_tokens: int = Field(ge=1, description="longest completion")
@@ -26,9 +29,7 @@ class Grpo(TrainerSpec):
         gt=0, allow_inf_nan=False, description="divides the logits of tokens that the text has already; 1: none"
     )
     rollout_batch_size: int = Field(ge=1, description="completions that a rank generates at once")
-    system_prompt: str | None = Field(
-        min_length=1, description="put before a prompt that has no system turn of its own; null: nothing"
-    )
+    steps_per_generation: int = Field(ge=1, description="steps whose completions are made together, at their first")
     loss: Loss = Field(description="how the completions' tokens are weighed")
     importance_sampling: Literal["token", "sequence"] = Field(
         description="whether the ratio of new to old probability is each token's, or the completion's geometric mean"
@@ -57,6 +58,11 @@ class Grpo(TrainerSpec):
     save_completions: int | None = Field(
         ge=1, description="steps between two files of completions; null: none are kept"
     )
+
+    @property
+    def room(self) -> int:
+        """See `TrainerSpec.room`."""
+        return self.max_new_tokens
 
     @model_validator(mode="after")
     def _agrees(self) -> Self:

@@ -14,6 +14,11 @@ class TrainerSpec(Spec, abstract=True):
     learns: ClassVar[type[Target] | None] = None
     """What a sample has to hold; None: answers."""
 
+    @property
+    def room(self) -> int:
+        """Tokens that a sample grows by while it is trained on; with them it has to fit into a micro-batch."""
+        return 0
+
     epochs: float = Field(gt=0, description="passes over the training data; the last step is filled from the next pass")
     max_steps: int | None = Field(ge=1, description="optimiser steps; where set, `epochs` is not used")
     num_workers: int = Field(ge=0, description="loader processes a rank; 0 encodes in the training process")

@@ -1,0 +1,152 @@
+"""Group relative policy optimisation."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vlmft.data.check import examine
+from vlmft.data.problems import SampleError
+from vlmft.errors import ConfigError
+from vlmft.evaluation import Generate
+from vlmft.scoring import check_references
+from vlmft.scoring.rewards import OWN, TOTAL
+from vlmft.tasks.base import Kit, Task, places
+from vlmft.training import Grpo
+from vlmft.training.ranks import rank
+from vlmft.types import Solution
+
+if TYPE_CHECKING:
+    from vlmft.encoding.loading import EncodedGroup
+    from vlmft.evaluation.judge import Judge
+    from vlmft.train import TrainConfig
+    from vlmft.training.grpo import Completion, GrpoObjective
+    from vlmft.training.steps import StepDataset
+    from vlmft.types import Sample
+
+
+class GrpoTask(Task):
+    """The model's own completions are scored by the rewards; held-out samples by them and by the metrics."""
+
+    def __init__(self, config: "TrainConfig") -> None:
+        super().__init__(config)
+        assert isinstance(config.trainer, Grpo)
+        self.spec = config.trainer
+
+    def check(self) -> None:
+        """See `Task.check`."""
+        super().check()
+        budget = self.config.batching.max_tokens
+        if self.spec.room >= budget:
+            raise ConfigError(
+                f"trainer.max_new_tokens: {self.spec.room} leave no room for a prompt in "
+                f"batching.max_tokens={budget}; lower the one or raise the other"
+            )
+
+    def check_rewards(self) -> None:
+        """Refuse a run in which no completion earns anything, and a metric that takes a reward's place."""
+        from vlmft.config.source import options_of
+
+        if not self.config.reward:
+            raise ConfigError(
+                "reward: trainer=grpo learns from rewards, and none is chosen; choose such as "
+                f"reward=format@2.0+correctness@5.0. Known: {', '.join(options_of('reward'))}"
+            )
+        if TOTAL in self.config.metric:
+            raise ConfigError(f"metric: {TOTAL} is what the sum of all rewards is called; give the metric another name")
+
+    def score_names(self) -> Sequence[str]:
+        """The rewards, then the metrics."""
+        return [TOTAL, *(OWN + name for name in self.config.reward), *self.config.metric]
+
+    def check_data(self, kit: Kit) -> None:
+        """Have the rewards look at solutions, in the order of training, for a quarter of `check_s`."""
+        if rank() != 0:
+            return
+        end = time.monotonic() + self.config.check_s / 4
+        mixture, found = kit.data.mixture, []
+        for position in range(len(mixture)):
+            if time.monotonic() > end:
+                break
+            ref = mixture.at(position)
+            sample = examine(mixture.parts[ref.part].source, ref.row, kit.encoder.learnt)
+            if not isinstance(sample, SampleError) and isinstance(sample.target, Solution):
+                found.append((sample.id, sample.target.text))
+        check_references({name: reward.metric for name, reward in self.config.reward.items()}, found, word="reward")
+
+    def judge_of(self, kit: Kit, evaluation: Generate, samples: "Sequence[Sample]") -> "Judge":
+        """Greedy answers, scored by the rewards and the chosen metrics."""
+        from vlmft.evaluation.rewarded import RewardedEvaluator
+
+        return RewardedEvaluator(
+            evaluation,
+            kit.encoder,
+            kit.collator,
+            samples,
+            rewards=self.config.reward,
+            metrics=self.config.metric,
+            num_workers=self.config.trainer.num_workers,
+            between_batches=kit.stop.obey,
+            **places(),
+        )
+
+    def objective(self, model: Any, kit: Kit) -> "GrpoObjective":
+        """Completions of this model, its loss, and what keeps them."""
+        from vlmft.training.grpo import GrpoObjective
+        from vlmft.training.steps import StepDataset
+
+        steps = StepDataset(kit.data.mixture, kit.encoder, kit.plan, rank())
+        objective = GrpoObjective(
+            self.spec,
+            model,
+            kit.collator,
+            self.config.batching,
+            self.config.reward,
+            self.config.seed,
+            kit.plan.num_steps,
+            partial(_group, steps),
+            self._reference(model),
+        )
+        objective.on_completions = self._keeper(kit)
+        return objective
+
+    def _keeper(self, kit: Kit) -> "Callable[[int, Sequence[Completion]], None]":
+        """What writes the completions of some steps to the run folder and, where it is used, to TensorBoard."""
+        from vlmft.previewing.completions import CompletionsOnBoard, shown_prompts
+        from vlmft.training import completions as tables
+        from vlmft.training.trackers import guarded
+
+        board = None
+        if tracker := next((guard.tracker for guard in kit.trackers if guard.name == "tensorboard"), None):
+            board = CompletionsOnBoard(tracker)
+            kit.trackers.append(guarded("tensorboard", board))
+        kept_out = kit.folder.entries_kept_out()
+
+        def keep(step: int, completions: "Sequence[Completion]") -> None:
+            if not tables.is_kept(step, self.spec.save_completions):
+                return
+            rows = tables.rows_of(step, completions, kit.collator, kept_out)
+            tables.write(kit.folder.completions, rows)
+            if board is not None:
+                board.show(shown_prompts(rows, [one.media for one in completions], kit.collator))
+
+        return keep
+
+    def _reference(self, model: Any) -> Callable[[], AbstractContextManager[None]] | None:
+        """The model at the start of the run; None where nothing is compared with it."""
+        from vlmft.training.reference import StartValues
+
+        return StartValues(model).put_in if self.spec.beta > 0 else None
+
+
+def _group(steps: "StepDataset", step: int) -> "EncodedGroup":
+    """The samples of a later step, read ahead of the loader.
+
+    Raises:
+        VlmftError: they cannot be had.
+    """
+    found = steps[step]
+    if isinstance(found, Exception):
+        raise found
+    return found

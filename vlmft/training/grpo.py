@@ -1,0 +1,305 @@
+"""Group relative policy optimisation: completions are made at the step, scored, compared in their group, and learned.
+
+B = completions of a micro-batch, K = token places, T = tokens of a completion.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from vlmft.encoding.batching import BatchingSpec
+from vlmft.encoding.collate import IGNORED, Collator
+from vlmft.encoding.encoder import Encoded
+from vlmft.encoding.loading import EncodedGroup
+from vlmft.errors import DataError
+from vlmft.models.spec import Media
+from vlmft.scoring import Reward, rewards_of, weighted_sum
+from vlmft.scoring.rewards import OWN
+from vlmft.training.grpo_loss import Denominators, group_advantages, policy_loss
+from vlmft.training.grpo_spec import Grpo
+from vlmft.training.loss import supervised_logits, token_log_probs
+from vlmft.training.objective import Figure, Objective, Share
+from vlmft.training.ranks import rank
+from vlmft.training.reference import judging
+from vlmft.training.rollouts import Rollout, random_state_of, roll_out
+from vlmft.types import Solution
+
+_EQUAL = 1e-6
+"""A standard deviation of rewards below this is rounding: the group has nothing to compare."""
+
+
+@dataclass(slots=True)
+class Completion:
+    """One completion with its prompt: what a step is cut into. T = its tokens."""
+
+    encoded: Encoded
+    """The prompt and the completion, whose tokens alone are supervised; its media are the prompt's own."""
+    rollout: Rollout
+    solution: str
+    scores: dict[str, float]
+    """By reward, before its weight."""
+    reward: float
+    advantage: float
+    spread: float
+    """The standard deviation of its group's rewards."""
+    old_logps: Tensor | None = None
+    """float32 [T], of the model that made it; None: the model of this step did."""
+    ref_logps: Tensor | None = None
+    """float32 [T], of the reference."""
+
+    @property
+    def id(self) -> str:
+        """See `Unit`."""
+        return self.encoded.id
+
+    @property
+    def media(self) -> list[Media]:
+        """See `Unit`."""
+        return self.encoded.media
+
+    @property
+    def num_tokens(self) -> int:
+        """See `Unit`."""
+        return self.encoded.num_tokens
+
+    @property
+    def num_places(self) -> int:
+        """See `Unit`."""
+        return self.encoded.num_places
+
+    @property
+    def num_supervised(self) -> int:
+        """See `Unit`."""
+        return self.encoded.num_supervised
+
+    @property
+    def num_vision_tokens(self) -> int:
+        """See `Unit`."""
+        return self.encoded.num_vision_tokens
+
+
+class GrpoObjective(Objective[Completion]):
+    """Makes likelier what earned more than the other completions of its prompt.
+
+    Args:
+        model: unwrapped; it makes the completions.
+        rewards: what completions earn, by name.
+        seed: of the run; with the step and the rank it decides what is drawn, so that a resumed run draws the same.
+        ahead: this rank's samples of a later step, for `spec.steps_per_generation` above 1.
+        num_steps: of the run; nothing is made for steps that never come.
+        reference: within it, `model` computes as it did when the run began; needed where `spec.beta` is above 0.
+    """
+
+    nothing: ClassVar[str] = "has no completion"
+
+    def __init__(
+        self,
+        spec: Grpo,
+        model: Any,
+        collator: Collator,
+        batching: BatchingSpec,
+        rewards: Mapping[str, Reward],
+        seed: int,
+        num_steps: int,
+        ahead: Callable[[int], EncodedGroup],
+        reference: Callable[[], AbstractContextManager[None]] | None = None,
+    ) -> None:
+        self.spec = spec
+        self.model = model
+        self.collator = collator
+        self.batching = batching
+        self.rewards = rewards
+        self.seed = seed
+        self.num_steps = num_steps
+        self.ahead = ahead
+        self.reference = reference
+        self.on_completions: Callable[[int, Sequence[Completion]], None] | None = None
+        """Takes each step's completions of this rank; called on all ranks alike."""
+        self._waiting: dict[int, list[_Answered]] = {}
+        """Completions of steps to come, made at an earlier one."""
+
+    def begin(self, step: int, group: EncodedGroup) -> Sequence[Completion]:
+        """Make the completions of the step, or take those that an earlier step made for it."""
+        if step not in self._waiting:
+            self._make(step, group)
+        completions = list(self._completions(group.samples, self._waiting.pop(step)))
+        if not completions:
+            raise DataError(f"step {step + 1}: none of its samples could be read when its completions were made")
+        self._compare(completions)
+        if self.reference is not None:
+            with self.reference():
+                found = self.log_probs(completions)
+            for one, logps in zip(completions, found, strict=True):
+                one.ref_logps = logps
+        if self.on_completions is not None:
+            self.on_completions(step, completions)
+        return completions
+
+    def weights(self, units: Sequence[Completion]) -> tuple[float, ...]:
+        """The completions, and their tokens that count."""
+        return float(len(units)), float(sum(len(unit.rollout.ids) for unit in units if self._counts(unit)))
+
+    def share(self, model: Any, units: Sequence[Completion], weights: Sequence[float]) -> Share:
+        """See `Objective.share`."""
+        inputs, labels = self.collator.on_device([unit.encoded for unit in units], model)
+        logps, entropy, places = self._log_probs(model, inputs, labels)
+        counts = torch.tensor([self._counts(unit) for unit in units], device=logps.device)
+        old = [unit.old_logps for unit in units]
+        ref = [unit.ref_logps for unit in units]
+        found = policy_loss(
+            self.spec,
+            logps,
+            logps.detach() if old[0] is None else _in_places(old, places),
+            places & counts[:, None],
+            torch.tensor([unit.advantage for unit in units], device=logps.device),
+            Denominators(*weights),
+            None if ref[0] is None else _in_places(ref, places),
+        )
+        tokens = float(places.sum())
+        figures = self._figures(units) | {"entropy": ((entropy * places).sum(), tokens)} | found.figures
+        return Share(found.loss, labels.numel(), figures)
+
+    def state(self) -> dict[str, Any]:
+        """The completions of steps to come."""
+        return {"waiting": {step: [answered.state() for answered in all_] for step, all_ in self._waiting.items()}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """See `state`."""
+        self._waiting = {step: [_Answered.of(one) for one in all_] for step, all_ in state["waiting"].items()}
+
+    def _counts(self, unit: Completion) -> bool:
+        return unit.rollout.ended or not self.spec.mask_truncated
+
+    def _make(self, step: int, group: EncodedGroup) -> None:
+        """Answer the prompts of this step and of those that share its generation."""
+        until = min(step - step % self.spec.steps_per_generation + self.spec.steps_per_generation, self.num_steps)
+        groups = {step: group} | {later: self.ahead(later) for later in range(step + 1, until)}
+        prompts = [prompt for of_step in groups.values() for prompt in of_step.samples]
+        with random_state_of(self.seed, step, rank()):
+            rollouts = iter(roll_out(self.model, prompts, self.collator, self.spec))
+        for number, of_step in groups.items():
+            self._waiting[number] = [self._scored(prompt, next(rollouts)) for prompt in of_step.samples]
+        if self.spec.steps_per_generation > 1:
+            for number, of_step in groups.items():
+                self._note_old_log_probs(of_step.samples, self._waiting[number])
+
+    def _scored(self, prompt: Encoded, rollouts: list[Rollout]) -> "_Answered":
+        scores = [rewards_of(self.rewards, prompt.id, made.text, _solution(prompt)) for made in rollouts]
+        return _Answered(prompt.id, rollouts, scores)
+
+    def _completions(self, prompts: Sequence[Encoded], answered: "Sequence[_Answered]") -> Iterator[Completion]:
+        """Join prompts and completions; a prompt that could not be read when they were made has none."""
+        waiting = list(answered)
+        for prompt in prompts:
+            found = next((one for one in waiting if one.id == prompt.id), None)
+            if found is None:
+                continue
+            waiting.remove(found)
+            for number, (made, scores) in enumerate(zip(found.rollouts, found.scores, strict=True)):
+                yield Completion(
+                    encoded=_followed(prompt, made.ids),
+                    rollout=made,
+                    solution=_solution(prompt),
+                    scores=scores,
+                    reward=weighted_sum(self.rewards, scores),
+                    advantage=0.0,
+                    spread=0.0,
+                    old_logps=found.old_logps[number] if found.old_logps else None,
+                )
+
+    def _compare(self, completions: Sequence[Completion]) -> None:
+        """Give each completion its advantage over its group, which stands together."""
+        rewards = torch.tensor([one.reward for one in completions]).view(-1, self.spec.num_generations)
+        everywhere = None
+        if self.spec.scale_rewards == "batch":
+            everywhere = torch.tensor(
+                [reward for share in gather_object([rewards.flatten().tolist()]) for reward in share]
+            )
+        advantages, spread = group_advantages(rewards, self.spec.scale_rewards, everywhere)
+        for number, one in enumerate(completions):
+            one.advantage = float(advantages.flatten()[number])
+            one.spread = float(spread[number // self.spec.num_generations])
+
+    def _note_old_log_probs(self, prompts: Sequence[Encoded], answered: "Sequence[_Answered]") -> None:
+        found = iter(self.log_probs(list(self._completions(prompts, answered))))
+        for one in answered:
+            one.old_logps = [next(found) for _ in one.rollouts]
+
+    @torch.no_grad()
+    def log_probs(self, completions: Sequence[Completion]) -> list[Tensor]:
+        """The log-probs of each completion's tokens [T] under the model as it is now, without dropout."""
+        found: dict[int, Tensor] = {}
+        kinds = self.collator.kinds(completions)
+        with judging(self.model):
+            for cut in self.batching.micro_batches([one.num_places for one in completions], kinds=kinds):
+                inputs, labels = self.collator.on_device([completions[i].encoded for i in cut], self.model)
+                logps, places = token_log_probs(self.model, inputs, labels, self.spec.temperature)
+                for row, i in enumerate(cut):
+                    found[i] = logps[row][places[row]].cpu()
+        return [found[i] for i in range(len(completions))]
+
+    def _log_probs(self, model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probs and entropies of the completions' tokens, and where they stand, all [B, K]."""
+        logits, targets = supervised_logits(model, inputs, labels)
+        everything = (logits.float() / self.spec.temperature).log_softmax(-1)
+        places = targets.ne(IGNORED)
+        logps = everything.gather(-1, targets.masked_fill(~places, 0)[..., None])[..., 0] * places
+        with torch.no_grad():
+            entropy = -(everything.exp() * everything).sum(-1)
+        return logps, entropy, places
+
+    def _figures(self, units: Sequence[Completion]) -> dict[str, Figure]:
+        n = float(len(units))
+        sums = {
+            "reward": sum(unit.reward for unit in units),
+            "reward_std": sum(unit.spread for unit in units),
+            "frac_reward_zero_std": sum(unit.spread < _EQUAL for unit in units),
+            "completion_length": sum(len(unit.rollout.ids) for unit in units),
+            "truncated": sum(not unit.rollout.ended for unit in units),
+        }
+        sums |= {OWN + name: sum(unit.scores[name] for unit in units) for name in self.rewards}
+        return {name: (float(total), n) for name, total in sums.items()}
+
+
+@dataclass(slots=True)
+class _Answered:
+    """A prompt's completions, without the prompt: what waits for a later step, also in a checkpoint."""
+
+    id: str
+    rollouts: list[Rollout]
+    scores: list[dict[str, float]]
+    old_logps: list[Tensor] | None = None
+
+    def state(self) -> dict[str, Any]:
+        """As plain values and tensors."""
+        rollouts = [(made.ids, made.ended, made.text) for made in self.rollouts]
+        return {"id": self.id, "rollouts": rollouts, "scores": self.scores, "old_logps": self.old_logps}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> "_Answered":
+        """What `state` gave."""
+        return cls(**(dict(state) | {"rollouts": [Rollout(*made) for made in state["rollouts"]]}))
+
+
+def _solution(prompt: Encoded) -> str:
+    assert isinstance(prompt.target, Solution), "the encoder learns solutions"
+    return prompt.target.text
+
+
+def _followed(prompt: Encoded, ids: Tensor) -> Encoded:
+    """The prompt with a completion behind it; the media are shared."""
+    supervised = torch.cat(
+        [torch.zeros(len(prompt.input_ids), dtype=torch.bool), torch.ones(len(ids), dtype=torch.bool)]
+    )
+    return replace(prompt, input_ids=torch.cat([prompt.input_ids, ids]), supervised=supervised)
+
+
+def _in_places(rows: Sequence[Tensor | None], places: Tensor) -> Tensor:
+    """Each row's values [T] where its tokens stand, [B, K]; 0 elsewhere."""
+    values = torch.cat([row for row in rows if row is not None]).to(places.device)
+    return torch.zeros(places.shape, dtype=values.dtype, device=places.device).masked_scatter(places, values)
