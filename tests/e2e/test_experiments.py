@@ -13,6 +13,7 @@ MODELS = {
     "dashcam_sft": "tiny_internvl3",
     "llava_qlora_day69": "tiny_llava15",
     "vila_finetune": "tiny_qwen25vl",
+    "wildfire_grpo": "tiny_qwen25vl",
     "qwen_finetune_full": "tiny_qwen25vl",
     "qwen_finetune_lora": "tiny_qwen25vl",
     "qwen_finetune_lora_vision": "tiny_qwen25vl",
