@@ -271,7 +271,9 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
     commands = {AnnotateConfig, ClipsConfig, MergeConfig, PreviewConfig, ReportConfig, ValidateConfig}
-    fixed = {type(spec) for path, spec in chosen_specs if path in ("", "run") or "lr" in path} | commands
+    fixed = {
+        type(spec) for path, spec in chosen_specs if path in ("", "run", "trainer.early_stopping") or "lr" in path
+    } | commands
     # recipe.rates=[{match: norm, lr: 1e-6}]; a file of templates; an entry's augment, and all that it says of its
     # media; a metric with its weight
     by_hand = {Rate, Template, Augmentation, MediaRules, Reward} | OPEN

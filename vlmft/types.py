@@ -73,6 +73,19 @@ class Labels:
     multi: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """The classes that samples may have, in order: a class's number is its place."""
+
+    names: tuple[str, ...]
+    multi: bool = False
+    """A sample has any number of them instead of one."""
+
+    def numbers(self, labels: Labels) -> tuple[int, ...]:
+        """The numbers of a sample's classes."""
+        return tuple(self.names.index(name) for name in labels.names)
+
+
 Target = Preference | Solution | Labels
 """What a sample asks for that is no answer to be learned word by word."""
 

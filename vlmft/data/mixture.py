@@ -6,6 +6,7 @@ batch size, or what else is in the mixture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from vlmft.data.split import RowArray, as_fraction, part_of, select_rows
 from vlmft.errors import ConfigError
 from vlmft.types import Sample
 
+N = TypeVar("N", int, float)
+
 
 @dataclass(frozen=True)
 class MixturePart:
-    """One entry of a mixture: `rows` of `source`, each visited `factor` times in an epoch.
+    """One entry of a mixture, or some of its rows: `rows` of `source`, each visited `factor` times in an epoch.
 
     2.5 visits every row twice, and the same half of them a third time. `weight` is its share of the stream, relative to
     the other parts' weights.
@@ -69,17 +72,18 @@ class Mixture:
         if weights is None and not in_order:
             self._together = _Together(self.parts, seed)
             self._length = len(self._together)
-            self.shares = tuple(visits / self._length for visits in self._together.visits_of_parts(self._length))
+            shares = [visits / self._length for visits in self._together.visits_of_parts(self._length)]
+            self.shares = tuple(self._by_entry(shares).values())
             return
         self._orders = [_order(part, seed) for part in self.parts]
         sizes = [len(order) for order in self._orders]
         self._length = sum(sizes)
         exponent = 1 / (temperature or 1.0)
         self._schedule = Schedule([weight**exponent for weight in weights or sizes])
-        self.shares = self._schedule.shares
+        self.shares = tuple(self._by_entry(self._schedule.shares).values())
 
     shares: tuple[float, ...]
-    """Each part's share of the stream."""
+    """Each entry's share of the stream; several parts may be of one entry."""
 
     def __len__(self) -> int:
         return self._length
@@ -96,7 +100,7 @@ class Mixture:
     def visits(self, stop: int) -> dict[str, int]:
         """How many of the first `stop` positions are visits to each entry."""
         found = self._schedule.visits(stop) if self._together is None else self._together.visits_of_parts(stop)
-        return {part.source.name: count for part, count in zip(self.parts, found, strict=True)}
+        return self._by_entry(found)
 
     def sample_id(self, ref: SampleRef) -> str:
         """Return the id of the sample that `ref` visits."""
@@ -111,18 +115,28 @@ class Mixture:
         """The rows of each part that an epoch visits at all: what there is to check."""
         return [(part.source, select_rows(part.source, part.rows, part.factor)) for part in self.parts]
 
+    def _by_entry(self, of_parts: Sequence[N]) -> dict[str, N]:
+        """What is said of each part, summed by entry."""
+        found: dict[str, N] = {}
+        for part, value in zip(self.parts, of_parts, strict=True):
+            found[part.source.name] = found[part.source.name] + value if part.source.name in found else value
+        return found
+
     def _weights(self, temperature: float | None) -> list[float] | None:
         """The parts' weights, or their sizes; None where they are shuffled together."""
-        given = {part.source.name: part.weight for part in self.parts if part.weight is not None}
-        if given and len(given) < len(self.parts):
-            lacking = [part.source.name for part in self.parts if part.weight is None]
+        weights = [part.weight for part in self.parts if part.weight is not None]
+        given, lacking = (
+            list(dict.fromkeys(part.source.name for part in self.parts if (part.weight is None) == without))
+            for without in (False, True)
+        )
+        if given and lacking:
             raise ConfigError(
                 f"{', '.join(given)} {'has' if len(given) == 1 else 'have'} a weight, and {', '.join(lacking)} "
                 f"{'has' if len(lacking) == 1 else 'have'} none; give every entry of the mixture one "
                 f"(dataset.{lacking[0]}.weight=1), or none"
             )
         if given:
-            return list(given.values())
+            return weights
         return None if temperature is None else [len(part.rows) * part.factor for part in self.parts]
 
 

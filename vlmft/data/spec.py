@@ -8,7 +8,7 @@ from pydantic import Field
 
 from vlmft.config.media import Augmentation, CoordinateForm, MediaRules, PixelBudget, VideoRule
 from vlmft.config.spec import Spec
-from vlmft.types import Sample
+from vlmft.types import Classes, Sample, Target
 
 if TYPE_CHECKING:  # a spec must not load numpy
     import numpy as np
@@ -48,6 +48,10 @@ class Source(Protocol):
 
     def sample_id(self, row: int) -> str:
         """`<entry>/<id>`, or `<entry>/<row>` where the file gives none; cheap."""
+        ...
+
+    def target(self, row: int) -> Target | None:
+        """The row's target, without looking at its media. Raises `SampleError` where the row is malformed."""
         ...
 
     def check_row(self, row: int) -> None:
@@ -114,6 +118,11 @@ class DatasetSpec(Spec, abstract=True):
             augment=self.augment,
             coordinates=self.coordinates,
         )
+
+    @property
+    def classes(self) -> Classes | None:
+        """The classes of its samples; None where they have none. Raises `DataError` where they cannot be found out."""
+        return None
 
     def located(self, path: Path) -> Path:
         """`path`, made absolute: it starts from `root`, and `~` is the user's home."""

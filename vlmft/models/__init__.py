@@ -5,6 +5,7 @@ from vlmft.models.gemma3 import Gemma3, TinyGemma3
 from vlmft.models.glm4v import Glm4v, TinyGlm4v
 from vlmft.models.glm4v_moe import TinyGlm4vMoe
 from vlmft.models.glm46v import TinyGlm46v
+from vlmft.models.heads import HeadSpec, LinearHead, MlpHead
 from vlmft.models.idefics3 import Idefics3, TinyIdefics3
 from vlmft.models.internvl3 import InternVL3, TinyInternVL3
 from vlmft.models.llava15 import Llava15, TinyLlava15
@@ -27,14 +28,17 @@ __all__ = [
     "Auto",
     "Gemma3",
     "Glm4v",
+    "HeadSpec",
     "Idefics3",
     "InternVL3",
     "LearningRates",
+    "LinearHead",
     "Llava15",
     "LlavaNext",
     "LlavaOnevision",
     "Mistral3",
     "Mllama",
+    "MlpHead",
     "ModelSpec",
     "Molmo2",
     "PaliGemma",

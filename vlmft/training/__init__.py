@@ -1,5 +1,16 @@
 """The trainers, and the choices that belong to a training run: optimiser, strategy, logger."""
 
+from vlmft.training.classification_spec import (
+    BalancedSampler,
+    Classification,
+    ClassLossSpec,
+    CrossEntropy,
+    EarlyStopping,
+    Focal,
+    NaturalSampler,
+    SamplerSpec,
+    WeightedSampler,
+)
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, Muon, OptimSpec, TransformersOptim
 from vlmft.training.preference import Dpo
@@ -9,13 +20,22 @@ __all__ = [
     "Adafactor",
     "AdamW",
     "AdamW8bit",
+    "BalancedSampler",
+    "ClassLossSpec",
+    "Classification",
+    "CrossEntropy",
     "Dpo",
+    "EarlyStopping",
+    "Focal",
     "Grpo",
     "Logger",
     "Muon",
+    "NaturalSampler",
     "OptimSpec",
+    "SamplerSpec",
     "Sft",
     "Strategy",
     "TrainerSpec",
     "TransformersOptim",
+    "WeightedSampler",
 ]

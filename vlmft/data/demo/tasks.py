@@ -8,6 +8,7 @@ from vlmft.data.demo.generated import Generated, as_written, written_once
 from vlmft.data.sources.classification import ClassificationDataset
 from vlmft.data.sources.preference import PreferenceDataset
 from vlmft.data.sources.prompts import PromptDataset
+from vlmft.types import Classes
 
 GENERATOR = 1
 """Raise it whenever the same parameters give other files: cached ones are then made anew."""
@@ -55,6 +56,11 @@ class DemoClassification(ShapeTask):
         from vlmft.data.demo.shapes_files import COLOURS
 
         return tuple(COLOURS)
+
+    @property
+    def classes(self) -> Classes:
+        """See `DatasetSpec.classes`."""
+        return Classes(self.class_names)
 
     def files(self) -> ClassificationDataset:
         """See `Generated.files`."""

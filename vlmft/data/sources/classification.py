@@ -12,7 +12,7 @@ from vlmft.data.sources.placing import Draft, split_at_tags
 from vlmft.data.sources.prompts import prompt_of
 from vlmft.data.sources.turns import conversation, media_of
 from vlmft.errors import DataError
-from vlmft.types import Labels
+from vlmft.types import Classes, Labels
 
 _LISTED = 20  # classes named in one message
 
@@ -41,6 +41,11 @@ class ClassificationDataset(JsonDataset):
     def class_names(self) -> tuple[str, ...]:
         """The classes in order; those that are only counted are called by their numbers."""
         return self.labels if isinstance(self.labels, tuple) else tuple(map(str, range(self.labels)))
+
+    @property
+    def classes(self) -> Classes:
+        """See `DatasetSpec.classes`."""
+        return Classes(self.class_names, self.multi_label)
 
     def parser(self) -> Parser:
         """See `JsonDataset.parser`."""

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from vlmft.config.spec import validate
 from vlmft.data.spec import DatasetSpec
 from vlmft.errors import ConfigError, DataError
+from vlmft.types import Classes
 
 if TYPE_CHECKING:
     from vlmft.data.sources.files import JsonDataset
@@ -65,6 +66,11 @@ class ContainerDataset(DatasetSpec, abstract=True):
         """The classes in order, of the format `classification`."""
         names: tuple[str, ...] = getattr(self.rows_in(Path()), "class_names", ())
         return names
+
+    @property
+    def classes(self) -> Classes | None:
+        """See `DatasetSpec.classes`."""
+        return self.rows_in(Path()).classes
 
     def parser_in(self, folder: Path) -> "Parser":
         """What reads a row; a file that an option names by default lies in `folder`."""

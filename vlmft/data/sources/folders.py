@@ -10,7 +10,7 @@ from vlmft.data.sources.classification import problem_with
 from vlmft.data.sources.parsed import MEDIUM, Parsed, Parser, Reference, Turn
 from vlmft.data.spec import DatasetSpec
 from vlmft.errors import DataError
-from vlmft.types import Labels, Solution
+from vlmft.types import Classes, Labels, Solution
 
 if TYPE_CHECKING:
     from vlmft.data.sources.rows import RowSource
@@ -51,6 +51,11 @@ class ImageFolderDataset(DatasetSpec):
     def class_names(self) -> tuple[str, ...]:
         """The classes in order: as `answers` names them, or the folders by name."""
         return tuple(dict.fromkeys(self._meanings().values()))
+
+    @property
+    def classes(self) -> Classes | None:
+        """See `DatasetSpec.classes`; the folders are found on the disk where `answers` does not name them."""
+        return Classes(self.class_names) if self.task == "classification" else None
 
     def open(self, name: str) -> "RowSource":
         """Open the training pictures. Raises `DataError` where the folders cannot be used."""

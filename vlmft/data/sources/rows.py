@@ -15,7 +15,7 @@ from vlmft.data.problems import naming_sample
 from vlmft.data.sources.parsed import NAMES, Parser, Reference, Turn, shown
 from vlmft.data.spec import Rows
 from vlmft.errors import DataError
-from vlmft.types import Image, Media, Message, Sample, Video
+from vlmft.types import Image, Media, Message, Sample, Target, Video
 
 _LISTED = 5  # duplicate ids named in one message
 
@@ -122,6 +122,12 @@ class RowSource:
         """Raise `SampleError` where the row itself is malformed; touches no medium."""
         with naming_sample(self.sample_id(row), self.table.place(row)):
             self.parse(self.table.value(row))
+
+    def target(self, row: int) -> Target | None:
+        """See `Source.target`."""
+        read = self.table.outline if isinstance(self.table, OutlinedTable) else self.table.value
+        with naming_sample(self.sample_id(row), self.table.place(row)):
+            return self.parse(read(row)).target
 
     def content_key(self, row: int) -> bytes:
         """A digest of the texts and media; of the raw value where the row is malformed."""

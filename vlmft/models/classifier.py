@@ -1,0 +1,97 @@
+"""A head on a vision-language model's hidden states. B = samples, S = tokens, D = hidden size, C = classes."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from vlmft.models.heads import HeadSpec, Pooling
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Head(nn.Module):
+    """Logits of the classes from one hidden state a sample, in float32.
+
+    The last layer begins at 0: before the first step every class is as likely as any other.
+    """
+
+    def __init__(self, spec: HeadSpec, hidden_size: int, num_classes: int) -> None:
+        super().__init__()
+        widths = (hidden_size, *spec.widths, num_classes)
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+            if number:
+                layers.append(nn.GELU())
+            layers += [nn.Dropout(spec.dropout), nn.Linear(before, after, dtype=torch.float32)]
+        self.layers = nn.Sequential(*layers)
+        last = layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, pooled: "Tensor") -> "Tensor":
+        """[B, D] -> [B, C]."""
+        with torch.autocast(pooled.device.type, enabled=False):
+            logits: Tensor = self.layers(pooled.float())
+        return logits
+
+
+class Classifier(nn.Module):
+    """A model without its LM head, and a classification head instead.
+
+    Args:
+        model: with a recipe applied, wrapped by PEFT or not. It is a submodule as it came, so that its weights have
+            the names that it gives them, behind `model.`.
+        dtype: what is computed in; the head alone stays in float32.
+    """
+
+    def __init__(self, model: Any, head: Head, pooling: Pooling, dtype: "torch.dtype") -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.pooling: Pooling = pooling
+        self.dtype = dtype
+
+    def forward(self, **inputs: "Tensor") -> "Tensor":
+        """The logits [B, C] of a batch that is padded on the right; `inputs` are what the model itself takes."""
+        backbone = backbone_of(self.model)
+        mask = inputs["attention_mask"]
+        with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            states = backbone(**inputs, use_cache=False).last_hidden_state
+        logits: Tensor = self.head(pool(states, mask, self.pooling))
+        return logits
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As the model's own, which transformers' Trainer calls."""
+        self.model.gradient_checkpointing_enable(*args, **kwargs)
+
+
+def backbone_of(model: Any) -> Any:
+    """The part of a model that gives hidden states: all of it but its LM head.
+
+    transformers' `base_model` takes the inputs of the whole model, but for `labels` and `logits_to_keep`. Adapters and
+    PEFT's copies are modules inside of it.
+    """
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return owner.base_model
+
+
+def pool(states: "Tensor", mask: "Tensor", pooling: Pooling) -> "Tensor":
+    """One state a sample, [B, D], in float32: the last of its tokens, or the mean or the largest values over them.
+
+    Args:
+        states: [B, S, D].
+        mask: int [B, S], 1 where a sample has a token. Padding may stand on either side.
+    """
+    filled = mask.bool()
+    if pooling == "last":
+        places = torch.arange(mask.shape[1], device=mask.device)
+        last = places.masked_fill(~filled, -1).max(1).values
+        return states[torch.arange(len(states), device=states.device), last].float()
+    states = states.float()
+    if pooling == "mean":
+        summed = states.masked_fill(~filled[..., None], 0.0).sum(1)
+        return summed / filled.sum(1, keepdim=True)
+    return states.masked_fill(~filled[..., None], -torch.inf).max(1).values
