@@ -120,13 +120,13 @@ def _by_component(found: Mapping[str, Sequence[str]]) -> str:
     return "; ".join(f"{component} {', '.join(names)}" for component, names in found.items()) or "none"
 
 
-def result_table(comparisons: Sequence[Comparison], folder: RunFolder) -> "Table":
+def result_table(comparisons: Sequence[Comparison], folder: RunFolder, base_name: str = "base") -> "Table":
     """Base against tuned, and where the files are."""
     from rich.table import Table
 
     table = Table(title="held-out samples, 95 % intervals", title_justify="left", caption_justify="left")
     tests = sorted({c.test for c in comparisons})
-    for column in ("", "base", "tuned", f"p ({tests[0]})" if len(tests) == 1 else "p", "n"):
+    for column in ("", base_name, "tuned", f"p ({tests[0]})" if len(tests) == 1 else "p", "n"):
         table.add_column(column, justify="left" if not column else "right")
     for c in comparisons:
         p_value = "-" if c.p_value is None else f"{c.p_value:.2g}"

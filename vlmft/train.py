@@ -125,9 +125,12 @@ def opened(config: TrainConfig, composition: Composition, ranks: int) -> "Iterat
     from vlmft.data.run_data import open_run_data
     from vlmft.resume import fingerprint, open_or_continue
     from vlmft.summary import check_line, console
+    from vlmft.tasks import task_of
 
     data = open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed, config.mixing_temperature)
-    console().print(check_line(data.check(config.check_s, config.max_bad_samples)))
+    report = data.check(config.check_s, config.max_bad_samples)
+    task_of(config).prepare(data)
+    console().print(check_line(report))
     found = fingerprint(config, data, ranks, composition.portable)
     with lock.held(composition.run_dir, lock.DRIVER):
         folder, unfinished = open_or_continue(config, composition.portable, composition.run_dir, found)

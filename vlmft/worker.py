@@ -102,7 +102,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     task = task_of(config)
 
     family.folder()  # before the ranks know of each other: transformers then writes a tiny model on rank 0 alone
-    data = assembly.open_data(config)
+    data = task.prepare(assembly.open_data(config))
     plan = assembly.plan_steps(config, data)
     args = assembly.training_arguments(config, folder, plan)
     trackers = assembly.trackers(config, folder)
@@ -134,19 +134,26 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
         stop.deferred = True
         trainer.train()
         stop.deferred = False
-        result: dict[str, Any] = {"steps": plan.num_steps, "train": trainer.last_figures}
-        result["samples"] = data.mixture.visits(plan.num_steps * plan.global_batch_size)
+        steps = trainer.state.global_step
+        result: dict[str, Any] = {"steps": steps, "train": trainer.last_figures}
+        result["samples"] = data.mixture.visits(steps * plan.global_batch_size)
+        if steps < plan.num_steps:
+            result["stopped_early"] = {"step": steps, "of": plan.num_steps}
+            console.print(f"stopped  early, after step {steps} of {plan.num_steps} (trainer.early_stopping)")
         result |= assembly.end_with_best(checkpoints, console)
         if rank() == 0:
             provenance = assembly.provenance(folder, data) | task.save(folder.final, model)
             trained = task.backbone(model)
             save(folder.final, trained, processor, family, recipe, precision, base_sha256, unreached, provenance)
         if judge:
-            comparisons = judge.compare(base, assembly.keep(judge.answer(model), folder, "tuned"))
+            tuned = assembly.keep(judge.answer(model), folder, "tuned")
+            if rank() == 0:
+                judge.draw(folder.path, tuned)
+            comparisons = judge.compare(base, tuned)
             result["eval"] = summary.as_result(comparisons)
             if not checkpoints.best:  # else the last step has been judged, and its line is written
                 trainer.report({f"eval/{c.metric}": c.tuned.value for c in comparisons})
-            console.print(summary.result_table(comparisons, folder))
+            console.print(summary.result_table(comparisons, folder, judge.base_name))
         else:
             console.print(f"tuned model  {folder.final}")
     if rank() == 0:
@@ -181,7 +188,7 @@ def ready_model(
     compute_in(model, dtype, device)
     found = proving.prove_model(config, model, kit.encoder, kit.collator, proven)
     model = task.finish_model(model, kit)
-    unreached = freeze_unreached(model, lambda probed: task.probe_loss(probed, kit))
+    unreached = freeze_unreached(task.backbone(model), lambda _: task.probe_loss(model, kit))
     rows = task.rows(model)
     kernels = component_kernels(task.backbone(model), family)
     kit.console.print(summary.recipe_table(rows, unreached, kernels, plain_because, found))

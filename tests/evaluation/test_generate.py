@@ -118,9 +118,9 @@ class TestAnswers:
         made = evaluator(batch_size=6)
         monkeypatch.setattr(type(made.collator.family), "batch_kind", lambda self, media: len(media))
         sizes = []
-        answer = made._generate_batch
+        answer = made.said
         monkeypatch.setattr(
-            made, "_generate_batch", lambda model, encoded: (sizes.append(len(encoded)), answer(model, encoded))[1]
+            made, "said", lambda model, encoded: (sizes.append(len(encoded)), answer(model, encoded))[1]
         )
         assert texts(made.answer(model)) == expected
         assert sum(sizes) == 6 and len(sizes) == 3
@@ -144,7 +144,7 @@ class TestAnswers:
         self, evaluator: MakeEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = evaluator()
-        monkeypatch.setattr(made, "_generate", lambda model, encoded: ["Red.", "six", "", "a black background"])
+        monkeypatch.setattr(made, "_all_said", lambda model, encoded: ["Red.", "six", "", "a black background"])
         made.samples = made.samples[:4]
         assert [answer.scores for answer in made.answer(model)] == [{"exact_match": s} for s in (1.0, 0.0, 0.0, 1.0)]
 
@@ -152,7 +152,7 @@ class TestAnswers:
         self, evaluator: MakeEvaluator, model: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         made = evaluator()
-        monkeypatch.setattr(made, "_generate", lambda model, encoded: ["red", "six", "", "dark"])
+        monkeypatch.setattr(made, "_all_said", lambda model, encoded: ["red", "six", "", "dark"])
         monkeypatch.setattr(ExactMatch, "score", lambda self, prediction, reference: 1 / len(prediction))
         with pytest.raises(ScoringError, match="^metric exact_match, sample mine/none: ZeroDivisionError: division by"):
             made.answer(model)
@@ -268,6 +268,6 @@ def test_a_batch_crosses_from_the_loader_process_in_one_buffer(
         storages.append({tensor.untyped_storage().data_ptr() for tensor in tensors})
         return ["" for _ in encoded]
 
-    monkeypatch.setattr(judge, "_generate", generate)
+    monkeypatch.setattr(judge, "_all_said", generate)
     assert len(judge.answer(model)) == len(samples) > 1
     assert [len(found) for found in storages] == [1]

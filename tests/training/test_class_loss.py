@@ -7,13 +7,8 @@ from torchvision.ops import sigmoid_focal_loss
 
 from tests.support import literally
 from vlmft.errors import ConfigError
-from vlmft.training.class_loss import (
-    binary_cross_entropy,
-    binary_focal,
-    class_balanced_weights,
-    cross_entropy,
-    focal,
-)
+from vlmft.training.class_loss import binary_cross_entropy, binary_focal, cross_entropy, focal
+from vlmft.training.classification_spec import class_balanced_weights
 
 # Of two samples and three classes: probabilities (1/2, 1/4, 1/4) and (1/10, 2/10, 7/10).
 P = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])

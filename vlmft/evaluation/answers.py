@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from vlmft.errors import StorageError
@@ -17,6 +17,8 @@ class Answer:
     reference: str
     prediction: str
     scores: dict[str, float]
+    probabilities: dict[str, float] = field(default_factory=dict)
+    """Of each class, where the model was asked for one."""
 
 
 def write_answers(path: Path, answers: Sequence[Answer]) -> None:
@@ -25,7 +27,8 @@ def write_answers(path: Path, answers: Sequence[Answer]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as stream:
             for answer in answers:
-                stream.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+                said = {name: value for name, value in asdict(answer).items() if value != {} or name == "scores"}
+                stream.write(json.dumps(said, ensure_ascii=False) + "\n")
     except OSError as error:
         raise StorageError(f"cannot write {path}: {error.strerror}") from error
 

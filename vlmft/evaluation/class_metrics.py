@@ -6,6 +6,7 @@ N = samples, C = classes, R = resamples. Truth and prediction are bool [N, C]: a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,12 +41,8 @@ class Predicted:
 
 def require_sklearn() -> None:
     """Raise `ConfigError` where scikit-learn is not installed."""
-    try:
-        import sklearn.metrics  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            f"trainer=classification needs scikit-learn ({error}): pip install 'vlmft[classification]'"
-        ) from None
+    if find_spec("sklearn") is None:
+        raise ConfigError("trainer=classification needs scikit-learn: pip install 'vlmft[classification]'")
 
 
 def figures(predicted: Predicted) -> dict[str, float | None]:

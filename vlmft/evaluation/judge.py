@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from vlmft.evaluation.answers import Answer
@@ -31,6 +32,9 @@ class Judge(ABC):
         measures: what each of its scores is, by name, the first of them first in every table.
     """
 
+    base_name: str = "base"
+    """What the tuned model is compared with, as the table calls it."""
+
     def __init__(self, spec: Generate, measures: Mapping[str, Measure]) -> None:
         self.spec = spec
         self.measures = measures
@@ -51,6 +55,9 @@ class Judge(ABC):
     def scores(self, answers: Sequence[Answer]) -> dict[str, float]:
         """Each score over all samples."""
         return {name: sum(answer.scores[name] for answer in answers) / len(answers) for name in self.measures}
+
+    def draw(self, folder: Path, answers: Sequence[Answer]) -> None:  # noqa: B027 (most have nothing to draw)
+        """Draw into a run's folder what there is to be seen of the tuned model's answers; nothing by default."""
 
     def compare(self, base: Sequence[Answer] | None, tuned: Sequence[Answer]) -> list[Comparison]:
         """Compare the answers of two models to the same samples, score by score."""

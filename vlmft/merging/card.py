@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _IN_CACHE = re.compile(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/")
 
-_TESTS = {"McNemar": "exact McNemar test", "permutation": "paired permutation test"}
+_TESTS = {"McNemar": "exact McNemar test", "permutation": "paired permutation test", "bootstrap": "paired bootstrap"}
 TO_WRITE = "**To be written by the author before this model is published:**"
 
 

@@ -39,6 +39,7 @@ def write(exchange: Exchange) -> None:
     from vlmft import assembly, summary
     from vlmft.encoding.encoder import Encoder
     from vlmft.merging.card import model_card, prompts_need
+    from vlmft.recipes.heads import copy_head
     from vlmft.recipes.merge import load_merged
     from vlmft.recipes.saved import open_saved
 
@@ -62,6 +63,8 @@ def write(exchange: Exchange) -> None:
             f"({rounded.name})"
         )
     save_plain(model, saved, request.out, request.max_shard_size)
+    if copy_head(saved.folder, saved.record, request.out):
+        console.print("head     copied; vlmft.load_classifier loads both")
     asked_by = Encoder(saved.family, saved.load_processor()).chat.asked_by()
     if asked_by:
         console.print(f"prompts  {prompts_need(asked_by)}", markup=False)

@@ -56,12 +56,15 @@ class Classifier(nn.Module):
 
     def forward(self, **inputs: "Tensor") -> "Tensor":
         """The logits [B, C] of a batch that is padded on the right; `inputs` are what the model itself takes."""
-        backbone = backbone_of(self.model)
+        logits: Tensor = self.head(self.pooled(**inputs))
+        return logits
+
+    def pooled(self, **inputs: "Tensor") -> "Tensor":
+        """What the head sees of each sample, [B, D] in float32."""
         mask = inputs["attention_mask"]
         with torch.autocast(mask.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            states = backbone(**inputs, use_cache=False).last_hidden_state
-        logits: Tensor = self.head(pool(states, mask, self.pooling))
-        return logits
+            states = backbone_of(self.model)(**inputs, use_cache=False).last_hidden_state
+        return pool(states, mask, self.pooling)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """As the model's own, which transformers' Trainer calls."""
@@ -76,6 +79,12 @@ def backbone_of(model: Any) -> Any:
     """
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     return owner.base_model
+
+
+def hidden_size_of(model: Any) -> int:
+    """D of a model, wrapped by PEFT or not."""
+    size: int = backbone_of(model).config.get_text_config().hidden_size
+    return size
 
 
 def pool(states: "Tensor", mask: "Tensor", pooling: Pooling) -> "Tensor":
@@ -95,3 +104,20 @@ def pool(states: "Tensor", mask: "Tensor", pooling: Pooling) -> "Tensor":
         summed = states.masked_fill(~filled[..., None], 0.0).sum(1)
         return summed / filled.sum(1, keepdim=True)
     return states.masked_fill(~filled[..., None], -torch.inf).max(1).values
+
+
+def probabilities(logits: "Tensor", multi: bool) -> "Tensor":
+    """[B, C] in float64, so that those of a sample add up to 1; of several labels, each class by itself."""
+    logits = logits.double()
+    return logits.sigmoid() if multi else logits.softmax(-1)
+
+
+def predicted(found: "Tensor", threshold: float, multi: bool) -> list[tuple[int, ...]]:
+    """The predicted classes' numbers of each sample: the likeliest, or all that are at least as likely as `threshold`.
+
+    Args:
+        found: [B, C], what `probabilities` gave.
+    """
+    if not multi:
+        return [(number,) for number in found.argmax(-1).tolist()]
+    return [tuple(number for number, value in enumerate(row) if value >= threshold) for row in found.tolist()]

@@ -93,10 +93,13 @@ def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote
         (model, processor), the model in eval mode, computing in the precision that it was trained in.
 
     Raises:
-        ConfigError: no saved model here, the base is gone or has changed, weights are missing or unexpected, or it
-            needs code that is not trusted.
+        ConfigError: no saved model here, the base is gone or has changed, weights are missing or unexpected, it needs
+            code that is not trusted, or it is a classifier, whose head would be left behind.
     """
-    return open_saved(path, trust_remote_code).load(device)
+    saved = open_saved(path, trust_remote_code)
+    if "classifier" in saved.record:
+        raise ConfigError(f"{saved.folder}: holds a classifier; vlmft.load_classifier loads it with its head")
+    return saved.load(device)
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Saved:
             live: all that the recipe trains, by name; each is in the file, or no gradient reached it.
         """
         unreached = set(self.record["unreached"])
-        return _read_weights(
+        return read_weights(
             self.folder / _TRAINED, {name: tensor for name, tensor in live.items() if name not in unreached}
         )
 
@@ -239,11 +242,11 @@ def _load_adapter(model: Any, folder: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
-    saved = dict(_read_weights(folder / "adapter_model.safetensors", expected))
+    saved = dict(read_weights(folder / "adapter_model.safetensors", expected))
     set_peft_model_state_dict(model, saved, adapter_name=ADAPTER)
 
 
-def _read_weights(file: Path, expected: "Mapping[str, Tensor]") -> "Iterator[tuple[str, Tensor]]":
+def read_weights(file: Path, expected: "Mapping[str, Tensor]") -> "Iterator[tuple[str, Tensor]]":
     """Read a file that must hold exactly the `expected` names and shapes, tensor by tensor."""
     from safetensors import SafetensorError, safe_open
 

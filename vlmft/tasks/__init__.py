@@ -3,17 +3,23 @@
 from typing import TYPE_CHECKING
 
 from vlmft.tasks.base import Kit, Task
+from vlmft.tasks.classification import ClassificationTask
 from vlmft.tasks.dpo import DpoTask
 from vlmft.tasks.grpo import GrpoTask
 from vlmft.tasks.sft import SftTask
-from vlmft.training import Dpo, Grpo, Sft, TrainerSpec
+from vlmft.training import Classification, Dpo, Grpo, Sft, TrainerSpec
 
 if TYPE_CHECKING:
     from vlmft.train import TrainConfig
 
 __all__ = ["Kit", "Task", "task_of"]
 
-_TASKS: dict[type[TrainerSpec], type[Task]] = {Sft: SftTask, Dpo: DpoTask, Grpo: GrpoTask}
+_TASKS: dict[type[TrainerSpec], type[Task]] = {
+    Sft: SftTask,
+    Dpo: DpoTask,
+    Grpo: GrpoTask,
+    Classification: ClassificationTask,
+}
 
 
 def task_of(config: "TrainConfig") -> Task:

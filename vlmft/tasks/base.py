@@ -72,6 +72,15 @@ class Task(ABC):
                 f"scored by metric={'+'.join(self.config.reward)}"
             )
 
+    def prepare(self, data: "RunData") -> "RunData":
+        """The run's data as this trainer wants it; the driver asks as well, before a process is started.
+
+        Raises:
+            ConfigError: the config and the data contradict each other.
+            DataError: the data cannot be used.
+        """
+        return data
+
     @abstractmethod
     def score_names(self) -> Sequence[str]:
         """What `judge` scores by."""
@@ -111,7 +120,7 @@ class Task(ABC):
         return model
 
     def probe_loss(self, model: Any, kit: Kit) -> "Tensor":
-        """A loss over every modality of the family: a trained weight to which it gives no gradient never gets one."""
+        """A loss over every modality of the family: a weight of the backbone that gets no gradient never gets one."""
         return probe_loss(model, kit.encoder, kit.collator)
 
     @abstractmethod

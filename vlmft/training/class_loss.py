@@ -5,13 +5,10 @@ cut into micro-batches gives the same gradient. Where a sample may have several 
 each, and its value is the mean over the classes.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (torch's own convention)
-
-from vlmft.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,21 +83,3 @@ def binary_focal(
 def _focused(log_p: "Tensor", gamma: float) -> "Tensor":
     """-(1 - p)^gamma log p. 1 - p stays above 0, where a power below 1 has no gradient."""
     return -((-torch.expm1(log_p)).clamp_min(_TINY) ** gamma) * log_p
-
-
-def class_balanced_weights(counts: Mapping[str, int], beta: float) -> list[float]:
-    """(1 - beta) / (1 - beta^n) of each class with its n samples, scaled to a mean of 1.
-
-    Source: Y. Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (2019), arXiv:1901.05555,
-    equation 2 and section 4.
-
-    Raises:
-        ConfigError: a class has no sample; its weight would have no end.
-    """
-    if empty := [name for name, n in counts.items() if not n]:
-        raise ConfigError(
-            f"trainer.loss.beta: {', '.join(empty)} {'has' if len(empty) == 1 else 'have'} no training sample, so "
-            "there is no class-balanced weight; add samples, take the class out of labels, or set beta to null"
-        )
-    raw = [(1 - beta) / (1 - beta**n) for n in counts.values()]
-    return [weight * len(raw) / sum(raw) for weight in raw]

@@ -1,13 +1,15 @@
 """The choices of trainer=classification: loss, sampler, and when to stop early. The head's are in `models.heads`."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from vlmft.config.spec import Spec
+from vlmft.errors import ConfigError
 from vlmft.models.heads import HeadSpec
 from vlmft.training.specs import TrainerSpec
+from vlmft.types import Labels, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,13 +39,29 @@ class ClassLossSpec(Spec, abstract=True):
         """
         if self.beta is None:
             return None
-        from vlmft.training.class_loss import class_balanced_weights
-
         return class_balanced_weights(counts, self.beta)
 
     def per_sample(self, logits: "Tensor", targets: "Tensor", weights: "Tensor | None", multi: bool) -> "Tensor":
         """The loss of each sample, [B] in float32; see `class_loss` for shapes."""
         raise NotImplementedError
+
+
+def class_balanced_weights(counts: Mapping[str, int], beta: float) -> list[float]:
+    """(1 - beta) / (1 - beta^n) of each class with its n samples, scaled to a mean of 1.
+
+    Source: Y. Cui et al., "Class-Balanced Loss Based on Effective Number of Samples" (2019), arXiv:1901.05555,
+    equation 2 and section 4.
+
+    Raises:
+        ConfigError: a class has no sample; its weight would have no end.
+    """
+    if empty := [name for name, n in counts.items() if not n]:
+        raise ConfigError(
+            f"trainer.loss.beta: {', '.join(empty)} {'has' if len(empty) == 1 else 'have'} no training sample, so "
+            "there is no class-balanced weight; add samples, take the class out of labels, or set beta to null"
+        )
+    raw = [(1 - beta) / (1 - beta**n) for n in counts.values()]
+    return [weight * len(raw) / sum(raw) for weight in raw]
 
 
 class CrossEntropy(ClassLossSpec):
@@ -75,8 +93,6 @@ class Focal(ClassLossSpec):
 
     def check(self, classes: tuple[str, ...], counts: Mapping[str, int], multi: bool) -> None:
         """See `ClassLossSpec`."""
-        from vlmft.errors import ConfigError
-
         super().check(classes, counts, multi)
         if self.alpha is not None and len(self.alpha) != len(classes):
             raise ConfigError(
@@ -141,8 +157,6 @@ class WeightedSampler(SamplerSpec):
 
     def shares(self, counts: Mapping[str, int]) -> Mapping[str, float]:
         """See `SamplerSpec`."""
-        from vlmft.errors import ConfigError
-
         lacking, unknown = [c for c in counts if c not in self.weights], [c for c in self.weights if c not in counts]
         if lacking or unknown:
             found = [f"no weight for {', '.join(lacking)}"] if lacking else []
@@ -168,6 +182,8 @@ class EarlyStopping(Spec):
 
 class Classification(TrainerSpec):
     """Classification: a head reads each sample's class, or its classes, from the model's hidden states."""
+
+    learns: ClassVar[type[Target] | None] = Labels
 
     head: HeadSpec
     loss: ClassLossSpec

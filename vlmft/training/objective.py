@@ -95,6 +95,10 @@ class Objective(ABC, Generic[U]):
             weights: the sums of `weights` over the whole step and all ranks.
         """
 
+    def judged(self, scores: Mapping[str, float]) -> bool:
+        """Take note of an evaluation while training; True ends the run here. Called on all ranks alike."""
+        return False
+
     def state(self) -> dict[str, Any]:
         """What this rank needs to go on after the current step, beyond weights: plain values and tensors."""
         return {}

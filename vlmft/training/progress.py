@@ -47,9 +47,10 @@ class TrainingProgress:
             return
         step = int(figures["step"])
         text = (
-            f"loss {figures['loss']:.4f}  lr {figures['learning_rate']:.2e}  {figures['samples_per_s']:.1f} samples/s  "
-            f"{figures['supervised_tokens_per_s']:.0f} supervised tokens/s"
+            f"loss {figures['loss']:.4f}  lr {figures['learning_rate']:.2e}  {figures['samples_per_s']:.1f} samples/s"
         )
+        if figures["supervised_tokens_per_s"]:
+            text += f"  {figures['supervised_tokens_per_s']:.0f} supervised tokens/s"
         self._bar.update(self._task, completed=step, figures=text)
         if not self.console.is_terminal and (
             step == self.num_steps or time.monotonic() - self._last_line >= _LINE_EVERY_S

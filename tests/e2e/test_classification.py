@@ -1,0 +1,180 @@
+"""trainer=classification as a user types it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from tests.e2e.conftest import Typed, entry, read_lines, read_result, run_here
+from tests.e2e.test_ranks import SAME, assert_same_training
+from tests.training.classifying import write_labelled
+
+CLASSIFY = ("trainer=classification", "strategy.device=cpu")
+MINE = {"_target_": "vlmft.data.ClassificationDataset", "data_path": "data/labelled.json"}
+LABELS = ["cat", "dog", "fish"]
+FIGURES = {"accuracy", "auroc", *(f"{f}_{a}" for f in ("f1", "precision", "recall") for a in ("macro", "micro"))}
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A root with the entry `mine`: six labelled samples with no, one and two pictures, and a video."""
+    (tmp_path / "home/data").mkdir(parents=True)
+    write_labelled(tmp_path / "home/data")
+    entry(tmp_path / "home", "mine", **MINE, labels=LABELS)
+    return tmp_path / "home"
+
+
+@pytest.mark.slow
+def test_learns_by_command_and_its_saved_model_predicts_the_same(typed: Typed) -> None:
+    words = ("dataset=demo_classification", "recipe=lora_llm", "trainer/loss=focal", "trainer/sampler=balanced")
+    ended = typed(*CLASSIFY, *words)
+    assert ended.code == 0, ended.err
+    result = ended.result
+    assert result["state"] == "done" and result["steps"] == 75
+    assert result["eval"]["tuned"].keys() == FIGURES
+    assert result["eval"]["base"]["accuracy"] == pytest.approx(1 / 6)
+    assert result["eval"]["tuned"]["accuracy"] > 0.8 and result["eval"]["p_value"] < 1e-6
+    low, high = result["eval"]["intervals"]["tuned"]["f1_macro"]
+    assert result["eval"]["base"]["f1_macro"] < low < result["eval"]["tuned"]["f1_macro"] < high
+    assert "always red" in ended.out and "linear, 6 classes" in ended.out
+    with PIL.Image.open(ended.run / "confusion.png") as picture:
+        assert min(picture.size) > 300
+    figures = [line for line in ended.lines if "loss" in line]
+    assert figures[0]["accuracy"] < figures[-1]["accuracy"] and "loss/red" in figures[0]
+    assert figures[0]["samples_per_s"] > 0 and figures[0]["supervised_tokens_per_s"] == 0
+
+    import vlmft
+    from vlmft.config.app import load_config
+    from vlmft.data.run_data import open_run_data
+    from vlmft.encoding.collate import Collator
+    from vlmft.encoding.encoder import Encoder
+    from vlmft.train import TrainConfig
+    from vlmft.types import Labels
+
+    config = load_config(ended.run / "config.yaml", TrainConfig)
+    samples = open_run_data(config.dataset, {}, 0.0, 0).held_out_samples(None)
+    model, processor, classes = vlmft.load_classifier(ended.run)
+    encoder, collator = Encoder(config.model, processor, learns=Labels), Collator(config.model, processor)
+    written = [json.loads(line) for line in (ended.run / "predictions/tuned.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in written] == [sample.id for sample in samples]
+    group = [encoder.encode_prompt(sample) for sample in samples[:32]]
+    found = model(**collator.on_device(group, model)[0]).double().softmax(-1)
+    assert [classes.names[int(row.argmax())] for row in found] == [row["prediction"] for row in written[:32]]
+    assert found.tolist() == [list(row["probabilities"].values()) for row in written[:32]]
+
+    merged = typed(f"run={ended.run}", "out=merged", "max_new_tokens=4", module="vlmft.merge")
+    assert merged.code == 0, merged.err
+    assert "head     copied; vlmft.load_classifier loads both" in merged.out
+    model, _, _ = vlmft.load_classifier(merged.folder / "merged")
+    merged_logits = model(**collator.on_device(group, model)[0]).double().softmax(-1)
+    assert float((merged_logits - found).abs().max()) < 1e-3
+
+
+@pytest.mark.slow
+def test_stops_early_and_ends_with_the_best(typed: Typed) -> None:
+    words = ("dataset=demo_classification", "recipe=fft", "evaluation.max_samples=40", "preview=0")
+    judged = ("evaluation.every_steps=3", "evaluation.best_by=accuracy", "evaluation.base=false")
+    stop = ("trainer.early_stopping.patience=2", "trainer.early_stopping.threshold=1.0")
+    ended = typed(*CLASSIFY, *words, *judged, *stop)
+    assert ended.code == 0, ended.err
+    # Nothing beats the first score by 1: two more evaluations are waited for.
+    assert "stopped  early, after step 9 of 75 (trainer.early_stopping)" in ended.out
+    result = ended.result
+    assert (result["state"], result["steps"], result["stopped_early"]) == ("done", 9, {"step": 9, "of": 75})
+    assert result["samples"] == {"demo_classification": 9 * 16}
+    scores = {line["step"]: line["eval/accuracy"] for line in ended.lines if "eval/accuracy" in line}
+    assert list(scores) == [3, 6, 9]
+    assert result["best"]["score"] == max(scores.values()) == result["eval"]["tuned"]["accuracy"]
+    assert scores[result["best"]["step"]] == max(scores.values())
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_does(typed: Typed, home: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    same = [word for word in SAME if word != "evaluation=none"]
+    words = (*same, *CLASSIFY, "recipe=lora_llm", "trainer/sampler=balanced", "trainer/loss=class_balanced_focal")
+    entry(home, "mine", **MINE, labels=LABELS, eval_data_path="data/labelled.json")
+    (home / "data/eval.json").write_text(json.dumps(_reworded(home / "data/labelled.json")))
+    entry(home, "mine", **MINE, labels=LABELS, eval_data_path="data/eval.json")
+    ended = typed(*words, "strategy.ranks=2", VLMFT_PATH=str(home))
+    assert ended.code == 0, ended.err
+    monkeypatch.setenv("VLMFT_PATH", str(home))
+    assert run_here(*words, f"run.dir={tmp_path / 'alone'}") == 0
+    weights = [run / "final" for run in (tmp_path / "alone", ended.run)]
+    for final in weights:
+        (final / "head.safetensors").rename(final.parent / "head.safetensors")
+    heads = [final.parent / "head.safetensors" for final in weights]
+    lines = [[line for line in read_lines(run) if "loss" in line] for run in (tmp_path / "alone", ended.run)]
+    for one, two in zip(*lines, strict=True):
+        assert {k for k in one if k.startswith(("accuracy", "loss/"))} == {
+            k for k in two if k.startswith(("accuracy", "loss/"))
+        }
+        assert two["accuracy"] == one["accuracy"]
+    _assert_close(*heads)
+    scores = [read_result(run)["eval"]["tuned"] for run in (tmp_path / "alone", ended.run)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)
+    for run in (tmp_path / "alone", ended.run):
+        kept = [line for line in read_lines(run) if "grad_norm" in line]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    assert_same_training(tmp_path / "alone", ended.run)
+
+
+def _reworded(data_file: Path) -> list[dict[str, Any]]:
+    """The rows with another question, as held-out samples may not be those trained on."""
+    rows = json.loads(data_file.read_text())
+    return [
+        row | {"id": f"eval-{row['id']}", "prompt": "So, which animal is it?"} for row in rows if "video" not in row
+    ]
+
+
+def _assert_close(one: Path, other: Path) -> None:
+    from safetensors.torch import load_file
+
+    weights, others = load_file(one), load_file(other)
+    assert weights.keys() == others.keys()
+    assert all(float((weights[name] - others[name]).abs().max()) < 1e-5 for name in weights)
+    assert all(weights[name].any() for name in weights)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("label", "fields", "words", "message"),
+    [
+        (7, {}, (), "mine/one (DATA:1, row 0): its 'label' holds 7; expected one of cat, dog, fish"),
+        ("cow", {}, (), "mine/one (DATA:1, row 0): its 'label' holds 'cow'; expected one of cat, dog, fish"),
+        ("cat", {"labels": ["cat"]}, (), "dataset.mine.labels: two classes or more are needed; found 1"),
+        (
+            "cat",
+            {"labels": [*LABELS, "cow"]},
+            ("trainer/loss=class_balanced",),
+            "trainer.loss.beta: cow has no training sample, so there is no class-balanced weight; add samples, take the "
+            "class out of labels, or set beta to null",
+        ),
+        (
+            "cat",
+            {},
+            ("trainer.early_stopping.patience=3",),
+            "trainer.early_stopping.patience: counts evaluations by their score; say after which steps",
+        ),
+    ],
+)
+def test_bad_input_is_answered_before_anything_is_loaded(
+    typed: Typed, home: Path, label: Any, fields: dict[str, Any], words: tuple[str, ...], message: str
+) -> None:
+    rows = json.loads((home / "data/labelled.json").read_text())
+    (home / "data/labelled.json").write_text(json.dumps([rows[0] | {"label": label}, *rows[1:]]))
+    entry(home, "mine", **MINE, **({"labels": LABELS} | fields))
+    ended = typed(*CLASSIFY, "dataset=mine", *words, VLMFT_PATH=str(home))
+    assert ended.code == 2 and ended.out == ""
+    expected = message.replace("DATA", str(home / "data/labelled.json"))
+    assert any(error.startswith(expected) for error in ended.errors), ended.errors
+    assert list(ended.folder.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_other_commands_know_it(typed: Typed, home: Path) -> None:
+    shown = typed(*CLASSIFY, "dataset=mine", module="vlmft.preview", VLMFT_PATH=str(home))
+    assert shown.code == 0, shown.err
+    checked = typed(*CLASSIFY, "dataset=mine", module="vlmft.validate", VLMFT_PATH=str(home))
+    assert checked.code == 0, checked.err

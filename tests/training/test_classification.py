@@ -1,0 +1,199 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import set_seed
+
+from tests.support import compose
+from tests.training.classifying import CLASSES, class_bench, labelled_config, shake_head, write_labelled
+from tests.training.test_checkpoint import assert_equal
+from tests.training.test_trainer import Singles, same_gradients
+from vlmft.training import EarlyStopping, commit
+from vlmft.training.checkpoint import Checkpoints
+from vlmft.training.classification import Patience
+
+RECIPES = ["fft", "lora_llm", "lora_llm_nf4", "projector"]
+LOSSES = ["cross_entropy", "focal", "class_balanced", "class_balanced_focal"]
+COUNTS = [3, 2, 1]
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_labelled(tmp_path_factory.mktemp("labelled"))
+
+
+def by_hand(loss: str, logits: list[list[float]], truth: list[int]) -> float:
+    """The papers' formulas, number by number: beta 0.999, gamma 2."""
+    weights = [1.0] * 3
+    if loss.startswith("class_balanced"):
+        raw = [(1 - 0.999) / (1 - 0.999**n) for n in COUNTS]
+        weights = [3 * weight / sum(raw) for weight in raw]
+    total = 0.0
+    for row, own in zip(logits, truth, strict=True):
+        p = math.exp(row[own]) / sum(map(math.exp, row))
+        total += weights[own] * (1 - p) ** (2 if "focal" in loss else 0) * -math.log(p)
+    return total / len(truth)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_step_s_loss_is_the_chosen_one_under_every_recipe(tmp_path: Path, data_file: Path, recipe: str) -> None:
+    if recipe.endswith("nf4"):
+        pytest.importorskip("bitsandbytes")
+    made = class_bench(tmp_path, labelled_config(data_file, f"recipe={recipe}"))
+    shake_head(made.model)
+    step = made.step()
+    truth = [CLASSES.index(sample.target.names[0]) for sample in step.samples]  # type: ignore[union-attr]
+    assert sorted(truth) == [0, 0, 0, 1, 1, 2]
+    logits = made.logits(step).tolist()
+    found = {}
+    for loss in LOSSES:
+        chosen = compose("trainer=classification", f"trainer/loss={loss}").trainer.loss  # type: ignore[attr-defined]
+        made.task.config = made.config.model_copy(
+            update={"trainer": made.config.trainer.model_copy(update={"loss": chosen})}
+        )
+        made.trainer.parts.objective = made.task.objective(made.model, made.kit)
+        made.model.zero_grad()
+        found[loss] = float(made.trainer.training_step(made.model, step))
+        assert found[loss] == pytest.approx(by_hand(loss, logits, truth), rel=1e-3)
+        assert any(p.grad is not None and p.grad.any() for p in made.model.head.parameters())
+    assert len({round(value, 3) for value in found.values()}) == 4
+
+
+@pytest.mark.parametrize("recipe", ["fft", "lora_llm"])
+def test_a_step_is_the_same_in_one_micro_batch_as_in_many(tmp_path: Path, data_file: Path, recipe: str) -> None:
+    config = labelled_config(data_file, f"recipe={recipe}", "trainer/loss=class_balanced_focal")
+    made = class_bench(tmp_path, config)
+    shake_head(made.model)
+    step = made.step()
+    loss, gradients = made.gradients(step)
+    whole = made.trainer.meters.read() | made.trainer._figures()
+    made.trainer.parts.batching = Singles(max_tokens=8192)
+    other, other_gradients = made.gradients(step)
+    figures = made.trainer.meters.progress.figures
+    assert made.trainer.meters.read()["micro_batches"] == 6 and whole["micro_batches"] < 6
+    assert other == pytest.approx(loss, rel=1e-5)
+    assert same_gradients(gradients, other_gradients) < 1e-4
+    names = {"accuracy", *(f"{what}/{name}" for what in ("accuracy", "loss") for name in CLASSES)}
+    assert figures.keys() == names
+    assert {name: figures[f"loss/{name}"][1] for name in CLASSES} == {"cat": 3, "dog": 2, "fish": 1}
+    assert figures["accuracy"][0] == sum(figures[f"accuracy/{name}"][0] for name in CLASSES)
+
+
+def test_several_labels_are_asked_one_by_one(tmp_path: Path) -> None:
+    config = labelled_config(write_labelled(tmp_path / "data", multi=True), multi=True)
+    made = class_bench(tmp_path, config)
+    shake_head(made.model)
+    step = made.step()
+    total = 0.0
+    right = 0
+    for sample, row in zip(step.samples, made.logits(step).tolist(), strict=True):
+        names = sample.target.names  # type: ignore[union-attr]
+        p = [1 / (1 + math.exp(-value)) for value in row]
+        total -= sum(math.log(p[i] if name in names else 1 - p[i]) for i, name in enumerate(CLASSES)) / 3
+        right += {name for i, name in enumerate(CLASSES) if p[i] >= 0.5} == {*names}
+    assert float(made.trainer.training_step(made.model, step)) == pytest.approx(total / 6, rel=1e-4)
+    assert made.trainer.meters.progress.figures["accuracy"] == (right, 6)
+
+
+@pytest.mark.parametrize("recipe", ["fft", "ln_vt_lora_llm", "projector"])
+def test_what_is_frozen_stays_and_the_rest_moves(tmp_path: Path, data_file: Path, recipe: str) -> None:
+    words = ("trainer.max_steps=3", "trainer/head=mlp", "optim.weight_decay=0")
+    made = class_bench(tmp_path, labelled_config(data_file, f"recipe={recipe}", *words))
+    before = {name: p.detach().clone() for name, p in made.model.named_parameters()}
+    made.trainer.train()
+    moved = {name for name, p in made.model.named_parameters() if not torch.equal(p, before[name])}
+    trained = {name for name, p in made.model.named_parameters() if p.requires_grad}
+    head = {f"head.layers.{layer}.{part}" for layer in (1, 4) for part in ("weight", "bias")}
+    assert head <= trained and moved <= trained
+    # From a head of zeros it takes the first step to have anything to pass on, and an adapter's B the next.
+    assert {name for name in trained - moved if "lora_A" not in name} == set()
+    grouped = [p for group in made.trainer.optimizer.param_groups for p in group["params"]]
+    assert len(grouped) == len({id(p) for p in grouped}) == len(trained)
+
+
+def test_the_head_trains_at_its_own_rate(tmp_path: Path, data_file: Path) -> None:
+    words = ("trainer.head.lr=0.007", "trainer.head.lr_factor=null", "optim.weight_decay=0.1")
+    made = class_bench(tmp_path, labelled_config(data_file, *words))
+    groups = {(g["component"], g["weight_decay"]): g for g in made.task.groups(made.model)}
+    assert groups["head", 0.1]["names"] == ["head.layers.1.weight"]
+    assert groups["head", 0.0]["names"] == ["head.layers.1.bias"]
+    assert {groups["head", decay]["lr"] for decay in (0.0, 0.1)} == {0.007}
+    assert groups["llm", 0.1]["lr"] == made.config.optim.lr
+    row = made.task.rows(made.model)[-1]
+    assert (row.component, row.policy, row.trainable, row.lr) == ("head", "linear, 3 classes", 195, (0.007, 0.007))
+
+
+def test_a_probe_finds_what_no_gradient_reaches_and_leaves_the_head_alone(tmp_path: Path, data_file: Path) -> None:
+    from vlmft.recipes.probe import freeze_unreached
+
+    made = class_bench(tmp_path, labelled_config(data_file))
+    found = freeze_unreached(made.task.backbone(made.model), lambda _: made.task.probe_loss(made.model, made.kit))
+    assert found == []
+    assert all(p.requires_grad and p.grad is None for p in made.model.head.parameters())
+    made.model.model.model.language_model.norm.weight.requires_grad_(True)
+    extra = torch.nn.Linear(2, 2)
+    made.model.model.model.extra = extra
+    assert freeze_unreached(made.task.backbone(made.model), lambda _: made.task.probe_loss(made.model, made.kit)) == [
+        "model.extra.weight",
+        "model.extra.bias",
+    ]
+
+
+def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(tmp_path: Path, data_file: Path) -> None:
+    words = (
+        "recipe=lora_llm",
+        "recipe.llm.dropout=0.1",
+        "trainer/head=mlp",
+        "trainer.max_steps=4",
+        "global_batch_size=4",
+    )
+    config = labelled_config(data_file, *words, "trainer/sampler=balanced")
+
+    def begin(folder: str, every: int | None, start: commit.Committed | None = None):
+        made = class_bench(tmp_path, config)
+        if start:
+            made.trainer.parts.loader.start = start.step
+            set_seed(12345)  # what a new process draws is not what the old one would have drawn
+        checkpoints = Checkpoints(made.trainer, tmp_path / folder, every, 2, {}, start)
+        made.trainer.add_callback(checkpoints)
+        return made
+
+    whole = begin("whole", 2)
+    whole.trainer.parts.objective.judged({})  # nothing to stop by
+    whole.trainer.train()
+    start, _ = commit.newest(tmp_path / "whole")
+    assert start is not None and start.step == 2
+    again = begin("again", None, start)
+    again.trainer.train()
+    assert_equal(dict(again.model.state_dict()), dict(whole.model.state_dict()))
+    assert_equal(again.trainer.optimizer.state_dict(), whole.trainer.optimizer.state_dict())
+    clocked = ("_per_s",)
+    lines = [{k: v for k, v in line.items() if not k.endswith(clocked)} for line in whole.lines]
+    assert [{k: v for k, v in line.items() if not k.endswith(clocked)} for line in again.lines] == lines[2:]
+
+
+class TestPatience:
+    def test_counts_evaluations_without_a_better_score(self) -> None:
+        patience = Patience(EarlyStopping(patience=2, threshold=0.1))
+        # 0.55 beats 0.5 by less than 0.1; 0.65 beats it by more; then two do not.
+        assert [patience.is_over(score) for score in (0.5, 0.55, 0.65, 0.7, 0.74)] == [False] * 4 + [True]
+        assert patience.best == 0.65
+
+    def test_of_none_never_ends(self) -> None:
+        patience = Patience(EarlyStopping(patience=None, threshold=0.0))
+        assert not any(patience.is_over(0.1) for _ in range(50))
+
+    def test_an_equal_score_is_no_better(self) -> None:
+        patience = Patience(EarlyStopping(patience=1, threshold=0.0))
+        assert [patience.is_over(score) for score in (0.5, 0.5)] == [False, True]
+
+    def test_is_part_of_a_checkpoint(self, tmp_path: Path, data_file: Path) -> None:
+        words = ("trainer.early_stopping.patience=2", "evaluation.every_steps=1", "evaluation.best_by=f1_macro")
+        made = class_bench(tmp_path, labelled_config(data_file, *words))
+        objective = made.trainer.parts.objective
+        assert [objective.judged({"f1_macro": score, "accuracy": 1.0}) for score in (0.5, 0.4)] == [False, False]
+        state = objective.state()
+        other = made.task.objective(made.model, made.kit)
+        other.restore(state)
+        assert other.judged({"f1_macro": 0.45}) and state == {"best": 0.5, "waited": 1}
