@@ -81,6 +81,13 @@ class TestHead:
         assert found.dtype == torch.float32 and torch.equal(found, head(states))
 
 
+def test_a_classifier_is_in_the_mode_of_its_model() -> None:
+    model = FAMILIES[1].spec.load_model(CPU)
+    for training in (False, True):
+        made = Classifier(model.train(training), random_head(), "last", torch.float32)
+        assert {module.training for module in made.modules()} == {training}
+
+
 def samples_of(family: Family, folder: Path) -> list[Sample]:
     found = [
         asked(*of_a_text(family, folder), "What colour is the shape?"),

@@ -7,13 +7,15 @@ from transformers import set_seed
 
 from tests.support import compose
 from tests.training.classifying import CLASSES, class_bench, labelled_config, shake_head, write_labelled
-from tests.training.test_checkpoint import assert_equal
+from tests.training.test_checkpoint import _CLOCKED, assert_equal
 from tests.training.test_trainer import Singles, same_gradients
+from vlmft.models.classifier import backbone_of
 from vlmft.training import EarlyStopping, commit
 from vlmft.training.checkpoint import Checkpoints
 from vlmft.training.classification import Patience
 
-RECIPES = ["fft", "lora_llm", "lora_llm_nf4", "projector"]
+SLOW = [pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("fft", "projector")]
+RECIPES = ["lora_llm", "lora_llm_nf4", *SLOW]
 LOSSES = ["cross_entropy", "focal", "class_balanced", "class_balanced_focal"]
 COUNTS = [3, 2, 1]
 
@@ -96,7 +98,7 @@ def test_several_labels_are_asked_one_by_one(tmp_path: Path) -> None:
     assert made.trainer.meters.progress.figures["accuracy"] == (right, 6)
 
 
-@pytest.mark.parametrize("recipe", ["fft", "ln_vt_lora_llm", "projector"])
+@pytest.mark.parametrize("recipe", ["ln_vt_lora_llm", *SLOW])
 def test_what_is_frozen_stays_and_the_rest_moves(tmp_path: Path, data_file: Path, recipe: str) -> None:
     words = ("trainer.max_steps=3", "trainer/head=mlp", "optim.weight_decay=0")
     made = class_bench(tmp_path, labelled_config(data_file, f"recipe={recipe}", *words))
@@ -140,6 +142,24 @@ def test_a_probe_finds_what_no_gradient_reaches_and_leaves_the_head_alone(tmp_pa
     ]
 
 
+@pytest.mark.parametrize("recipe", ["lora_llm", pytest.param("projector", marks=pytest.mark.slow)])
+def test_gradient_checkpointing_changes_no_number(tmp_path: Path, data_file: Path, recipe: str) -> None:
+    words = (f"recipe={recipe}", "trainer.max_steps=2")
+    plain, frugal = (
+        class_bench(tmp_path, labelled_config(data_file, *words, f"trainer.gradient_checkpointing={on}"))
+        for on in ("false", "true")
+    )
+    plain.trainer.train()
+    calls: list[bool] = []
+    backbone = backbone_of(frugal.model.model)
+    backbone.language_model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    frugal.trainer.train()
+    micro_batches = sum(int(line["micro_batches"]) for line in frugal.lines)
+    assert len(calls) == 2 * micro_batches  # forward, and once more in the backward pass
+    assert [line["loss"] for line in frugal.lines] == [line["loss"] for line in plain.lines]
+    assert_equal(dict(frugal.model.state_dict()), dict(plain.model.state_dict()))
+
+
 def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(tmp_path: Path, data_file: Path) -> None:
     words = (
         "recipe=lora_llm",
@@ -168,9 +188,11 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(tmp_path: Path, data_fi
     again.trainer.train()
     assert_equal(dict(again.model.state_dict()), dict(whole.model.state_dict()))
     assert_equal(again.trainer.optimizer.state_dict(), whole.trainer.optimizer.state_dict())
-    clocked = ("_per_s",)
-    lines = [{k: v for k, v in line.items() if not k.endswith(clocked)} for line in whole.lines]
-    assert [{k: v for k, v in line.items() if not k.endswith(clocked)} for line in again.lines] == lines[2:]
+    lines, others = (
+        [{name: value for name, value in line.items() if name not in _CLOCKED} for line in made.lines]
+        for made in (whole, again)
+    )
+    assert len(lines) == 4 and others == lines[2:]
 
 
 class TestPatience:

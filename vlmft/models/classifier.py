@@ -53,6 +53,7 @@ class Classifier(nn.Module):
         self.head = head
         self.pooling: Pooling = pooling
         self.dtype = dtype
+        self.train(model.training)  # a new module says that it trains, whatever is in it
 
     def forward(self, **inputs: "Tensor") -> "Tensor":
         """The logits [B, C] of a batch that is padded on the right; `inputs` are what the model itself takes."""
@@ -66,9 +67,9 @@ class Classifier(nn.Module):
             states = backbone_of(self.model)(**inputs, use_cache=False).last_hidden_state
         return pool(states, mask, self.pooling)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """As the model's own, which transformers' Trainer calls."""
-        self.model.gradient_checkpointing_enable(*args, **kwargs)
+    def activation_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """As the model's own; transformers' Trainer calls it."""
+        self.model.activation_checkpointing_enable(*args, **kwargs)
 
 
 def backbone_of(model: Any) -> Any:

@@ -312,7 +312,7 @@ class StepTrainer(Trainer):
         logs["peak_memory_bytes"] = peak_memory(self.args.device)
         samples = self.state.global_step * plan.global_batch_size
         logs["pass"] = samples / plan.num_samples
-        if len(mixture.parts) > 1:
+        if len(mixture.shares) > 1:
             logs |= {f"share/{entry}": visits / samples for entry, visits in mixture.visits(samples).items()}
         self.last_figures = logs
         self.report(logs)

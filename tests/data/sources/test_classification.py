@@ -10,7 +10,7 @@ from vlmft.data import ClassificationDataset
 from vlmft.data.sources.classification import parse_labelled
 from vlmft.data.sources.parsed import MEDIUM, Reference
 from vlmft.errors import ConfigError, DataError
-from vlmft.types import Image, Labels, Message
+from vlmft.types import Classes, Image, Labels, Message
 
 BOATS = ("ferry", "tug", "yacht", "1")
 
@@ -96,6 +96,38 @@ def test_broken_lists_of_labels(label, match):
 def test_a_long_list_of_classes_is_shortened():
     with pytest.raises(DataError, match="expected one of 0, 1, .*, 19 and 980 more; mend it"):
         parse_labelled({"image": "a.png", "label": "x"}, tuple(map(str, range(1000))))
+
+
+def from_data(tmp_path: Path, *labels: object, **fields: object) -> ClassificationDataset:
+    (tmp_path / "boats.json").write_text(json.dumps([{"prompt": "Which?", "label": label} for label in labels]))
+    return validate(ClassificationDataset, {"data_path": tmp_path / "boats.json", "labels": "from_data"} | fields)
+
+
+def test_the_classes_may_be_those_of_the_data(tmp_path: Path):
+    spec = from_data(tmp_path, "tug", "ferry", "tug", "yacht")
+    assert spec.classes == Classes(("ferry", "tug", "yacht"))
+    assert [spec.open("mine")[row].target for row in (0, 3)] == [Labels(("tug",)), Labels(("yacht",))]
+    assert validate(ClassificationDataset, spec.to_config()) == spec
+    several = from_data(tmp_path, ["tug"], [], ["yacht", "tug"], multi_label=True)
+    assert several.classes == Classes(("tug", "yacht"), multi=True)
+    (tmp_path / "eval.json").write_text(json.dumps([{"prompt": "Which?", "label": "canoe"}]))
+    with pytest.raises(DataError, match="'label' holds 'canoe'; expected one of tug, yacht"):
+        from_data(tmp_path, "tug", "yacht", eval_data_path=tmp_path / "eval.json").open_eval("mine")[0]
+
+
+@pytest.mark.parametrize(
+    ("labels", "match"),
+    [
+        (["tug", 1], "boats.json:1, row 1: its 'label' is the number 1, and labels: from_data takes names alone"),
+        (["tug", "tug"], "boats.json: labels: from_data: two classes or more are needed; found 1"),
+        (["tug", " "], "labels: from_data: a class has an empty name"),
+    ],
+)
+def test_data_that_does_not_name_its_classes_is_refused(tmp_path: Path, labels: list[object], match: str):
+    with pytest.raises(DataError, match=match):
+        _ = from_data(tmp_path, *labels).classes
+    with pytest.raises(DataError, match=f"^mine: .*{match}"):
+        from_data(tmp_path, *labels).open("mine")
 
 
 @pytest.mark.parametrize(

@@ -386,6 +386,10 @@ def test_parquet_is_shuffled_within_what_can_be_kept(write, monkeypatch):
         ({"options": {"is_video": 7}}, r"options\.is_video: Input should be a valid boolean"),
         ({"format": "classification"}, r"options\.labels: Field required"),
         (
+            {"format": "classification", "options": {"labels": "from_data"}},
+            "options: labels: from_data reads a single file of rows, which this is not; name the classes",
+        ),
+        (
             {"format": "classification", "options": {"labels": ["a"]}},
             "^: options: labels: two classes or more are needed; found 1",
         ),

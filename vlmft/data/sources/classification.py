@@ -1,7 +1,7 @@
 """Pictures and videos with a class, or with several."""
 
-from functools import partial
-from typing import Annotated, Any, Self
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,7 @@ from vlmft.data.sources.turns import conversation, media_of
 from vlmft.errors import DataError
 from vlmft.types import Classes, Labels
 
+FROM_DATA = "from_data"
 _LISTED = 20  # classes named in one message
 
 
@@ -24,7 +25,11 @@ class ClassificationDataset(JsonDataset):
     """
 
     labels: Annotated[
-        tuple[str, ...] | int, Field(description="The classes' names in order, or how many classes there are.")
+        tuple[str, ...] | int | Literal["from_data"],
+        Field(
+            description="The classes' names in order, or how many classes there are, or from_data: the names that the "
+            "labels in data_path give, sorted."
+        ),
     ]
     multi_label: Annotated[bool, Field(description="A sample has any number of classes instead of one.")] = False
     prompt: Annotated[str, Field(min_length=1, description="What is asked where a row has no prompt of its own.")] = (
@@ -33,14 +38,45 @@ class ClassificationDataset(JsonDataset):
 
     @model_validator(mode="after")
     def _classes(self) -> Self:
-        if problem := problem_with(self.class_names):
+        if self.labels != FROM_DATA and (problem := problem_with(self.class_names)):
             raise ValueError(f"labels: {problem}")
         return self
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes in order; those that are only counted are called by their numbers."""
-        return self.labels if isinstance(self.labels, tuple) else tuple(map(str, range(self.labels)))
+        """The classes in order; those that are only counted are called by their numbers.
+
+        Raises:
+            DataError: they are to be read from a file that cannot be used.
+        """
+        if isinstance(self.labels, int):
+            return tuple(map(str, range(self.labels)))
+        return self.labels if isinstance(self.labels, tuple) else self._found
+
+    @cached_property
+    def _found(self) -> tuple[str, ...]:
+        """The names that the file's labels give; rows that give none are left to the parser, which says so."""
+        from vlmft.data.sources.jsonrows import read_json_rows
+
+        file = self.data_file(self.data_path)
+        if not file.is_file():
+            raise DataError(f"data_path {file} does not exist; give the path of a .json or .jsonl file")
+        rows = read_json_rows(file, "")
+        names: set[str] = set()
+        for row in range(len(rows)):
+            value = rows.value(row)
+            label = value.get("label") if isinstance(value, dict) else None
+            for name in label if isinstance(label, list) else [label]:
+                if type(name) is int:
+                    raise DataError(
+                        f"{rows.place(row)}: its 'label' is the number {name}, and labels: {FROM_DATA} takes names "
+                        "alone; give labels the names in order, or how many classes there are"
+                    )
+                if isinstance(name, str):
+                    names.add(name)
+        if problem := problem_with(tuple(names)):
+            raise DataError(f"data_path {file}: labels: {FROM_DATA}: {problem}")
+        return tuple(sorted(names))
 
     @property
     def classes(self) -> Classes:

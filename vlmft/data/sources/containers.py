@@ -49,6 +49,10 @@ class ContainerDataset(DatasetSpec, abstract=True):
         except ConfigError as error:
             problems = (f"options.{problem}".replace("options.: ", "options: ") for problem in error.problems)
             raise ValueError("; ".join(problems)) from None
+        if self.options.get("labels") == "from_data":
+            raise ValueError(
+                "options: labels: from_data reads a single file of rows, which this is not; name the classes"
+            )
         return self
 
     def rows_in(self, folder: Path) -> "JsonDataset":
