@@ -11,8 +11,8 @@ from vlmft import launch, train, worker
 from vlmft.config.app import Composition
 from vlmft.errors import ConfigError
 from vlmft.run_folder import RunFolder
-from vlmft.train import TrainConfig, number_of_ranks, thread_share
-from vlmft.training import Strategy
+from vlmft.train import TrainConfig, number_of_ranks, refuse_packing, thread_share
+from vlmft.training import Strategy, TrainerSpec
 
 
 def strategy(ranks: Any = "auto", device: Any = "auto") -> Strategy:
@@ -82,3 +82,36 @@ class TestJoining:
         with pytest.raises(ConfigError, match="^run.dir: must be given where another launcher starts the ranks; all"):
             train.train(self.config, self.composition(tmp_path / "run", given=False))
         assert calls == [] and not (tmp_path / "run").exists()
+
+
+class TestPacking:
+    """What cannot pack is refused by the driver, which has read no weight."""
+
+    def refused(self, config: TrainConfig, tmp_path: Path) -> str:
+        with pytest.raises(ConfigError) as caught:
+            train.train(config, Composition("seed: 0\n", (), tmp_path / "run", {}, None, True))
+        assert not (tmp_path / "run").exists()
+        return str(caught.value)
+
+    def test_a_model(self, tmp_path: Path) -> None:
+        said = self.refused(compose("batching=packed", "model=gemma3", "model.path=/weights/gemma"), tmp_path)
+        assert said.startswith("batching=packed: Gemma3 takes no packs: its pictures' tokens see each other by masks")
+
+    def test_a_trainer(self, tmp_path: Path) -> None:
+        config = compose("batching=packed")
+
+        class Ranking(TrainerSpec):
+            """A trainer that says nothing of packs."""
+
+        config = config.model_copy(update={"trainer": Ranking(**dict(config.trainer))})
+        said = self.refused(config, tmp_path)
+        assert said == (
+            "batching=packed: the loss of trainer=ranking takes samples in rows of their own; take batching=grouped"
+        )
+
+    @pytest.mark.parametrize("batching", ["grouped", "padded"])
+    def test_rows_are_for_all(self, batching: str) -> None:
+        refuse_packing(compose(f"batching={batching}", "model=gemma3", "model.path=/weights/gemma"))
+
+    def test_a_family_that_packs(self) -> None:
+        refuse_packing(compose("batching=packed", "model=qwen25vl", "model.path=/weights/qwen"))

@@ -120,7 +120,7 @@ def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
         if isinstance(config.model, Auto) and not isinstance(error, UnprovenError):  # of its chat template
             raise config.model.refused(type(processor).__name__, "; ".join(error.problems)) from error
         raise
-    return encoder, Collator(config.model, processor)
+    return encoder, Collator(config.model, processor, config.batching.packs)
 
 
 def check_encoding(config: "TrainConfig", data: RunData, encoder: Encoder) -> None:
@@ -191,6 +191,7 @@ def step_trainer(
 ) -> "Iterator[tuple[StepTrainer, Checkpoints]]":
     """The trainer and its checkpoints, beginning at `start`; on rank 0 with its files and the progress bar open."""
     from vlmft.training.checkpoint import Checkpoints
+    from vlmft.training.pack_proof import PackProof
     from vlmft.training.progress import TrainingProgress
     from vlmft.training.steps import StepDataset, StepLoader
     from vlmft.training.trainer import Parts, StepTrainer
@@ -210,6 +211,9 @@ def step_trainer(
             max_bad_samples=config.max_bad_samples,
             max_oom_retries=config.trainer.oom_retries,
             stop=kit.stop,
+            look_at_packs=PackProof(kit.collator, config.precision, kit.console.print)
+            if config.batching.packs
+            else None,
         )
         if rank() == 0:
             metrics = stack.enter_context(kit.folder.open_metrics())

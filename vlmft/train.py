@@ -83,6 +83,7 @@ def train(config: TrainConfig, composition: Composition) -> int:
     from vlmft.tasks import task_of
     from vlmft.training.step_plan import refuse_uneven_shares
 
+    refuse_packing(config)
     task_of(config).check()
     if launch.joined():
         return join(config, composition)
@@ -100,6 +101,18 @@ def train(config: TrainConfig, composition: Composition) -> int:
         )
         folder.settle(ended.exit_code, ended.reason, ended.failed_rank)
         return ended.exit_code
+
+
+def refuse_packing(config: TrainConfig) -> None:
+    """Raise `ConfigError` where samples are to be packed, and the trainer's loss or the model takes none."""
+    if not config.batching.packs:
+        return
+    if not config.trainer.packs:
+        raise ConfigError(
+            f"batching=packed: the loss of trainer={type(config.trainer).__name__.lower()} takes samples in rows of "
+            "their own; take batching=grouped"
+        )
+    config.model.refuse_packing()
 
 
 def join(config: TrainConfig, composition: Composition) -> int:

@@ -3,12 +3,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import compose, literally
-from vlmft.encoding import BatchingSpec, Grouped, Padded
+from vlmft.encoding import BatchingSpec, Grouped, Packed, Padded
 from vlmft.errors import DataError
 
 BUDGET = 100
-KINDS = st.sampled_from([Grouped, Padded])
+KINDS = st.sampled_from([Grouped, Padded, Packed])
 LENGTHS = st.lists(st.integers(1, BUDGET), min_size=1, max_size=40)
+
+
+def places(kind: type[BatchingSpec], lengths: list[int]) -> int:
+    """Token places that samples of these lengths take in a micro-batch."""
+    return sum(lengths) if kind is Packed else len(lengths) * max(lengths)
 
 
 @given(kind=KINDS, lengths=LENGTHS, data=st.data())
@@ -19,7 +24,7 @@ def test_every_sample_is_in_one_micro_batch_within_the_budget(
     batches = kind(max_tokens=BUDGET).micro_batches(lengths, at_least)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(batch for batch in batches)
-    assert all(len(batch) * max(lengths[index] for index in batch) <= BUDGET for batch in batches)
+    assert all(places(kind, [lengths[index] for index in batch]) <= BUDGET for batch in batches)
     assert len(batches) >= at_least
 
 
@@ -65,7 +70,7 @@ def test_kinds_are_kept_apart(kind: type[BatchingSpec], lengths: list[int], data
     batches = kind(max_tokens=BUDGET).micro_batches(lengths, at_least, kinds)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     assert all(len({kinds[index] for index in batch}) == 1 for batch in batches)
-    assert all(len(batch) * max(lengths[index] for index in batch) <= BUDGET for batch in batches)
+    assert all(places(kind, [lengths[index] for index in batch]) <= BUDGET for batch in batches)
     assert len(batches) >= at_least
 
 
@@ -86,7 +91,7 @@ def test_kinds_by_hand() -> None:
 
 def test_a_sample_longer_than_the_budget() -> None:
     message = "a sample of 101 tokens exceeds batching.max_tokens=100; raise it"
-    for kind in (Grouped, Padded):
+    for kind in (Grouped, Padded, Packed):
         with pytest.raises(DataError, match=literally(message)):
             kind(max_tokens=100).micro_batches([5, 101])
 
@@ -98,7 +103,22 @@ def test_more_micro_batches_than_samples(lengths: list[int], at_least: int) -> N
         Grouped(max_tokens=BUDGET).micro_batches(lengths, at_least)
 
 
-@pytest.mark.parametrize(("option", "kind"), [("grouped", Grouped), ("padded", Padded)])
+@pytest.mark.parametrize(("option", "kind"), [("grouped", Grouped), ("padded", Padded), ("packed", Packed)])
 def test_the_options_are_what_their_names_say(option: str, kind: type[BatchingSpec]) -> None:
     chosen = compose(f"batching={option}", "batching.max_tokens=77").batching
     assert type(chosen) is kind and chosen.max_tokens == 77
+
+
+def test_packs_by_hand() -> None:
+    """First-fit decreasing: 30 goes beside 60, not beside 40, where 40 of the same length stands later."""
+    lengths = [30, 90, 40, 60, 40, 10]
+    assert Packed(max_tokens=BUDGET).micro_batches(lengths) == [[1, 5], [3, 2], [4, 0]]
+    assert Packed(max_tokens=270).micro_batches(lengths) == [[1, 3, 2, 4, 0, 5]]
+    assert Packed(max_tokens=BUDGET).micro_batches(lengths, at_least=4) == [[1], [5], [3, 2], [4, 0]]
+    assert Packed(max_tokens=BUDGET).micro_batches(lengths, kinds=[0, 0, 1, 0, 0, 1]) == [[1], [3, 4], [2, 5], [0]]
+
+
+@given(lengths=LENGTHS)
+def test_no_two_packs_would_fit_into_one(lengths: list[int]) -> None:
+    filled = [sum(lengths[i] for i in pack) for pack in Packed(max_tokens=BUDGET).micro_batches(lengths)]
+    assert all(one + other > BUDGET for i, one in enumerate(filled) for other in filled[:i])

@@ -102,3 +102,38 @@ def test_a_batch_is_copied_to_a_device(collator: Collator) -> None:
     assert {tensor.device.type for tensor in (*moved.inputs.values(), moved.labels)} == {"meta"}
     assert moved.inputs.keys() == batch.inputs.keys()
     assert batch.labels.device.type == "cpu"
+
+
+def test_packed_end_to_end_in_one_row(collator: Collator) -> None:
+    """A first token is not predicted: the token before it is another sample's."""
+    batch = collator.packed([text([1, 2, 3, 4], [0, 0, 1, 1]), text([5, 6], [1, 1]), text([7], [1])])
+    assert batch.inputs["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7]]
+    assert batch.inputs.keys() == {"input_ids", "mm_token_type_ids"}
+    assert batch.labels.tolist() == [[IGNORED, IGNORED, 3, 4, IGNORED, 6, IGNORED]]
+
+
+def test_a_pack_as_the_model_takes_it(tmp_path: Path) -> None:
+    """Positions restart with each sample, and are the model's own of each row of the padded batch."""
+    encoder, collator = encoding()
+    packing = Collator(collator.family, collator.processor, packs=True)
+    model = collator.family.load_model(CPU)
+    samples = [encoder.encode(sample) for sample in read_llava(write_llava(tmp_path))]
+    lengths = [sample.num_tokens for sample in samples]
+    inputs, labels = packing.for_loss(samples, model)
+    assert inputs["position_ids"].shape == (4, 1, sum(lengths)) and labels.shape == (1, sum(lengths))
+    assert inputs["attention_mask"].shape == (1, 1, max(lengths), len(lengths) + 1)
+    padded, _ = collator.on_device(samples, model)
+    rows = {name: padded[name] for name in ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")}
+    expected, _ = model.model.get_rope_index(**rows)
+    for number, part in enumerate(inputs["position_ids"].split(lengths, dim=2)):
+        assert part[0, 0].tolist() == list(range(lengths[number]))
+        assert torch.equal(part[1:, 0], expected[:, number, : lengths[number]])
+    assert torch.equal(inputs["pixel_values"], padded["pixel_values"])
+
+
+def test_a_collator_that_does_not_pack_pads_what_is_learned_from(collator: Collator) -> None:
+    samples = [text([1, 2, 3], [0, 0, 1]), text([5, 6], [0, 1])]
+    model = collator.family.load_model(CPU)
+    (one, labels), (other, other_labels) = collator.for_loss(samples, model), collator.on_device(samples, model)
+    assert torch.equal(labels, other_labels) and one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

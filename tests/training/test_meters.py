@@ -51,3 +51,13 @@ def test_time_before_a_restart_is_not_training_time() -> None:
 
 def test_a_reading_without_a_step_is_all_zero() -> None:
     assert set(Meters().read().values()) == {0}
+
+
+def test_how_full_packs_are() -> None:
+    meter = Meters()
+    totals = StepTotals(supervised_tokens=4, tokens=60, vision_tokens=4, samples=4, most_micro_batches=2)
+    meter.add(totals, filled=60, slots=60, loss=1.0, budget=100)
+    meter.add(totals, filled=30, slots=30, loss=1.0, budget=50)
+    assert meter.read()["pack_fill"] == pytest.approx(0.6)
+    meter.add(totals, filled=60, slots=80, loss=1.0)
+    assert "pack_fill" not in meter.read()

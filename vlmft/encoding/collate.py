@@ -1,10 +1,14 @@
-"""Encoded samples -> one padded Batch. B = samples, S = tokens of the longest, N = rows of logits that are kept."""
+"""Encoded samples -> one Batch, padded or packed.
+
+B = samples, S = tokens of the longest. A pack is one row: B = 1, and S = tokens of all samples.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from vlmft.encoding.encoder import Encoded
+from vlmft.models.packing import borders
 from vlmft.models.spec import Media, ModelSpec
 
 if TYPE_CHECKING:
@@ -20,7 +24,7 @@ class Batch:
     """A micro-batch: the family's inputs, still with uint8 pixels, and the labels."""
 
     inputs: dict[str, "Tensor"]
-    """`input_ids` and `attention_mask` are int64 [B, S]; the rest is the family's own."""
+    """`input_ids` and, where it is padded, `attention_mask` are int64 [B, S]; the rest is the family's own."""
     labels: "Tensor"
     """int64 [B, S]; `IGNORED` where nothing is supervised. A label stands at its own token's place."""
 
@@ -39,11 +43,16 @@ class HasMedia(Protocol):
 
 
 class Collator:
-    """Pads encoded samples of one checkpoint into a batch, on the right for training, on the left for generation."""
+    """Joins encoded samples of one checkpoint: padded on the right, on the left for generation, or packed.
 
-    def __init__(self, family: ModelSpec, processor: Any) -> None:
+    Args:
+        packs: what is learned from is packed (`for_loss`).
+    """
+
+    def __init__(self, family: ModelSpec, processor: Any, packs: bool = False) -> None:
         self.family = family
         self.processor = processor
+        self.packs = packs
         self.pad_token_id: int = processor.tokenizer.pad_token_id
 
     def kinds(self, samples: Sequence[HasMedia]) -> list[int]:
@@ -59,11 +68,7 @@ class Collator:
         import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        if len(kinds := set(self.kinds(samples))) > 1:
-            raise ValueError(
-                f"{type(self.family).__name__} takes no batch of the kinds {sorted(kinds)} together: a sample would be "
-                "seen otherwise than by itself; cut samples apart by `kinds`"
-            )
+        self._refuse_mixed(samples)
 
         def padded(rows: "list[Tensor]", value: int) -> "Tensor":
             return pad_sequence(rows, batch_first=True, padding_value=value, padding_side=padding_side)
@@ -86,3 +91,40 @@ class Collator:
         """Join `samples` as `model` takes them, on its device: its inputs, and the labels."""
         batch = self(samples, padding_side).to(next(model.parameters()).device)
         return self.family.model_inputs(self.processor, batch.inputs), batch.labels
+
+    def packed(self, samples: Sequence[Encoded]) -> Batch:
+        """Join `samples` end to end in one row; their order is kept. No sample's first token is predicted.
+
+        Raises:
+            ValueError: they are of several kinds.
+        """
+        import torch
+
+        self._refuse_mixed(samples)
+        input_ids = torch.cat([sample.input_ids for sample in samples])[None]
+        supervised = torch.cat([sample.supervised for sample in samples])[None]
+        labels = input_ids.masked_fill(~supervised, IGNORED)
+        starts = torch.tensor([0, *(sample.num_tokens for sample in samples[:-1])]).cumsum(0)
+        labels[:, starts] = IGNORED  # it would be predicted from the sample before
+        media = [item for sample in samples for item in sample.media]
+        inputs = {"input_ids": input_ids} | self.family.token_inputs(input_ids, supervised)
+        return Batch(inputs | self.family.collate(self.processor, input_ids, media), labels)
+
+    def for_loss(self, samples: Sequence[Encoded], model: Any) -> "tuple[dict[str, Tensor], Tensor]":
+        """Join `samples`, packed where this collator packs, as `on_device` does."""
+        if not self.packs:
+            return self.on_device(samples, model)
+        lengths = [sample.num_tokens for sample in samples]
+        packed = self.packed(samples)
+        device = next(model.parameters()).device
+        positions = self.family.packed_positions(model, packed.inputs, lengths)
+        batch = packed.to(device)
+        inputs = self.family.model_inputs(self.processor, batch.inputs)
+        return inputs | {"position_ids": positions.to(device), "attention_mask": borders(lengths, device)}, batch.labels
+
+    def _refuse_mixed(self, samples: Sequence[HasMedia]) -> None:
+        if len(kinds := set(self.kinds(samples))) > 1:
+            raise ValueError(
+                f"{type(self.family).__name__} takes no batch of the kinds {sorted(kinds)} together: a sample would be "
+                "seen otherwise than by itself; cut samples apart by `kinds`"
+            )

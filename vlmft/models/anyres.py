@@ -20,6 +20,7 @@ class AnyRes(Pictures, abstract=True):
     }
     bare_parameters: ClassVar = frozenset(("model.image_newline",))
     coordinate_style: ClassVar = "unit"
+    unpacked_because: ClassVar = None
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; a picture's grid follows from its shape alone."""

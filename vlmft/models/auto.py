@@ -33,6 +33,7 @@ class Auto(ModelSpec):
     )
 
     masks: ClassVar = "what nobody has looked at"
+    unpacked_because: ClassVar = "nobody has looked at what its class does between the samples of a row"
 
     @property
     def component_paths(self) -> Mapping[str, tuple[str, ...]]:  # type: ignore[override]

@@ -20,6 +20,7 @@ class Gemma3(FixedSize):
 
     coordinate_style: ClassVar = "thousand"
     masks: ClassVar = "that a picture's tokens see each other"
+    unpacked_because: ClassVar = "its pictures' tokens see each other by masks that know of one sample a row"
 
     def placeholders(self, processor: Any) -> dict[MediaKind, str]:
         """See `ModelSpec`; no videos. The template writes the mark that begins a picture."""

@@ -26,6 +26,7 @@ class Idefics(Pictures, abstract=True):
     }
     block_paths: ClassVar = {"vision_tower": "model.vision_model.encoder.layers", "llm": "model.text_model.layers"}
     coordinate_style: ClassVar = "thousand"
+    unpacked_because: ClassVar = None
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; the image processor keeps the longest side."""

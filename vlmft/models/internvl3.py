@@ -22,6 +22,7 @@ class InternVL3(FramesAsTiles):
 
     block_paths: ClassVar = FramesAsTiles.block_paths | {"vision_tower": "model.vision_tower.encoder.layer"}
     coordinate_style: ClassVar = "thousand"
+    unpacked_because: ClassVar = None
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; the image processor keeps the least and largest number of tiles."""

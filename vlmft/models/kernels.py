@@ -88,14 +88,14 @@ def kernels_in_use(model: Any, component: Callable[[str], str]) -> KernelsInUse:
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     attention: dict[str, set[str]] = {}
     fused: dict[str, set[str]] = {}
-    for name, implementation in _attention(base):
+    for name, implementation in attention_modules(base):
         attention.setdefault(component(name), set()).add(implementation)
     for name, kernel in _fused(base):
         fused.setdefault(component(name), set()).add(kernel)
     return KernelsInUse(*({key: tuple(sorted(names)) for key, names in found.items()} for found in (attention, fused)))
 
 
-def _attention(model: "nn.Module") -> Iterator[tuple[str, str]]:
+def attention_modules(model: "nn.Module") -> Iterator[tuple[str, str]]:
     """Each attention module with what it asks transformers for; `own` where it computes by itself."""
     for name, module in model.named_modules():
         if type(module).__name__.endswith("Attention"):

@@ -27,6 +27,7 @@ class Mistral3(Pictures):
 
     block_paths: ClassVar = Pictures.block_paths | {"vision_tower": "model.vision_tower.transformer.layers"}
     coordinate_style: ClassVar = "thousand"
+    unpacked_because: ClassVar = None
 
     def load_processor(self) -> Any:
         """See `ModelSpec`. Mistral's folders of before transformers 5 split words in another way than it trained.

@@ -30,6 +30,7 @@ class Mllama(Pictures):
     }
     coordinate_style: ClassVar = "unit"
     masks: ClassVar = "which token sees which tile"
+    unpacked_because: ClassVar = "its cross attention tells samples apart by rows"
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; no budget is taken."""

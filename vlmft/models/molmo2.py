@@ -31,6 +31,7 @@ class Molmo2(Pictures):
     block_paths: ClassVar = {"vision_tower": "model.vision_tower.layers", "llm": "model.language_model.layers"}
     coordinate_style: ClassVar = "thousand"
     masks: ClassVar = "that the tokens of pictures and frames see each other"
+    unpacked_because: ClassVar = "its pictures' tokens see each other by masks that know of one sample a row"
 
     def load_processor(self) -> Any:
         """See `ModelSpec`; the chat template is completed where it does not say all that the model is given."""

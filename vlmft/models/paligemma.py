@@ -46,6 +46,7 @@ class PaliGemma(FixedSize):
     coordinate_style: ClassVar = "thousand"
     masks: ClassVar = "that a question is read in both directions"
     prefix_lm: ClassVar = True
+    unpacked_because: ClassVar = "a question is read in both directions, by masks that know of one sample a row"
 
     @property
     def attention_asked(self) -> str | None:

@@ -19,6 +19,7 @@ class Qwen35(Qwen3VL):
     """
 
     component_paths: ClassVar = QwenVL.component_paths
+    unpacked_because: ClassVar = "its linear layers carry their state from one sample of a row into the next"
 
 
 class TinyQwen35(TinyCheckpoint, Qwen35):

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_SIZES = ("image_grid_thw", "video_grid_thw", "second_per_grid_ts")  # of pictures and videos, for their positions
+
+
 class QwenVL(ModelSpec, abstract=True):
     """A checkpoint of one of the Qwen-VL classes."""
 
@@ -26,6 +29,7 @@ class QwenVL(ModelSpec, abstract=True):
         "llm": ("model.language_model", "lm_head"),
     }
     block_paths: ClassVar = {"vision_tower": "model.visual.blocks", "llm": "model.language_model.layers"}
+    unpacked_because: ClassVar[str | None] = None
 
     def set_budgets(self, processor: Any) -> None:
         """See `ModelSpec`; Qwen's processors keep the two bounds, areas in pixels, under `size`.
@@ -143,6 +147,21 @@ class QwenVL(ModelSpec, abstract=True):
             inputs["video_patches"] = torch.cat([item["video_patches"] for item in videos])
             inputs["video_grid_thw"] = torch.stack([item["video_grid"] for item in videos])
         return inputs
+
+    def packed_positions(self, model: Any, inputs: dict[str, "Tensor"], lengths: Sequence[int]) -> "Tensor":
+        """See `ModelSpec`; [4, 1, S]: a row that counts tokens, then the model's own of time, height and width."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        def unpacked(packed: "Tensor") -> "Tensor":
+            return pad_sequence(list(packed[0].split(list(lengths))), batch_first=True)
+
+        owner = next(module for module in model.modules() if hasattr(module, "get_rope_index"))
+        filled = unpacked(torch.ones(1, sum(lengths), dtype=torch.int64))
+        tokens = {name: unpacked(inputs[name]) for name in ("input_ids", "mm_token_type_ids")}
+        sizes = {name: inputs[name] for name in _SIZES if name in inputs}
+        rows, _ = owner.get_rope_index(**tokens, **sizes, attention_mask=filled)  # [3, samples, longest]
+        return torch.cat([super().packed_positions(model, inputs, lengths)[None], rows[:, filled.bool()][:, None]])
 
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """See `ModelSpec`. Pixels are float32 [P, C*T*s*s], bit for bit what Qwen's own processors compute."""

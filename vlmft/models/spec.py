@@ -98,6 +98,9 @@ class ModelSpec(Spec, abstract=True):
     prefix_lm: ClassVar[bool] = False
     """A sample is one question about pictures, read in both directions, and its answer; each is tokenised by itself."""
 
+    unpacked_because: ClassVar[str | None] = "no test shows that a sample in a pack is computed as it is alone"
+    """Why samples cannot stand end to end in one row; None: they can, and tests of the family show it."""
+
     @field_validator("trust_remote_code")
     @classmethod
     def _only_code_that_cannot_change(cls, trusted: bool, info: ValidationInfo) -> bool:
@@ -143,6 +146,20 @@ class ModelSpec(Spec, abstract=True):
             return
         if Path(self.path).expanduser().is_absolute() or self.path.startswith((".", "~")):
             raise ConfigError(f"model.path: there is no folder {self.path}")
+
+    def refuse_packing(self) -> None:
+        """Raise `ConfigError` where samples of this checkpoint cannot stand end to end in one row."""
+        reason = self.unpacked_because
+        if reason is None and self.attention != "sdpa":
+            raise ConfigError(
+                f"batching=packed computes attention by a function of its own in sdpa's place; model.attention is "
+                f"{self.attention}: take model.attention=sdpa, or batching=grouped"
+            )
+        if reason is None and self.trust_remote_code:
+            reason = "its Python code is its own, and nobody has looked at what its attention does"
+        if reason is not None:
+            name = type(self).__name__
+            raise ConfigError(f"batching=packed: {name} takes no packs: {reason}; take batching=grouped")
 
     def located(self) -> Self:
         """This spec with a local folder's path made absolute, so that it holds in any working directory.
@@ -293,6 +310,18 @@ class ModelSpec(Spec, abstract=True):
     def token_inputs(self, input_ids: "Tensor", supervised: "Tensor") -> dict[str, "Tensor"]:
         """What the model is told of each token beside its id; of most families nothing. Both are [B, S], padded."""
         return {}
+
+    def packed_positions(self, model: Any, inputs: dict[str, "Tensor"], lengths: Sequence[int]) -> "Tensor":
+        """The position of each token of a pack, as the model counts it in a sample alone: int64 [1, S], or [R, 1, S].
+
+        Args:
+            model: wrapped or not.
+            inputs: of the pack, as collated, on the CPU.
+            lengths: tokens of each sample.
+        """
+        import torch
+
+        return torch.cat([torch.arange(length) for length in lengths])[None]
 
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """On the device: from a collated batch to the arguments of the model's forward (pixels become floats here)."""

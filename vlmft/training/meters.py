@@ -41,6 +41,8 @@ class Progress:
     filled: int = 0
     waited: float = 0.0
     """Seconds in which this rank had no step to work on."""
+    budget: int = 0
+    """Token places that this rank's packs could have held; 0 where nothing is packed."""
     micro_batches: int = 0
     """The most that a step took."""
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -79,8 +81,8 @@ class Meters:
         self.progress = progress
         self.restart()
 
-    def add(self, totals: StepTotals, filled: int, slots: int, loss: float) -> None:
-        """Count a step; `filled` of its `slots` token places on this rank held no padding."""
+    def add(self, totals: StepTotals, filled: int, slots: int, loss: float, budget: int = 0) -> None:
+        """Count a step; `filled` of its `slots` token places on this rank held no padding. `budget`: see `Progress`."""
         now = self.progress
         now.steps += 1
         now.loss += loss
@@ -90,6 +92,7 @@ class Meters:
         now.samples += totals.samples
         now.slots += slots
         now.filled += filled
+        now.budget += budget
         now.micro_batches = max(now.micro_batches, totals.most_micro_batches)
 
     def wait(self, seconds: float) -> None:
@@ -116,4 +119,5 @@ class Meters:
             "data_wait": min(done.waited / seconds, 1.0),
             "padding": 1 - done.filled / done.slots if done.slots else 0.0,
             "micro_batches": done.micro_batches,
+            **({"pack_fill": done.filled / done.budget} if done.budget else {}),
         }

@@ -29,5 +29,5 @@ class SupervisedObjective(Objective[Encoded]):
 
     def share(self, model: Any, units: Sequence[Encoded], weights: Sequence[float]) -> Share:
         """See `Objective.share`."""
-        inputs, labels = self.collator.on_device(units, model)
+        inputs, labels = self.collator.for_loss(units, model)
         return Share(supervised_loss(model, inputs, labels) / weights[0], slots=labels.numel())

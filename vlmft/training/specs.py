@@ -14,6 +14,9 @@ class TrainerSpec(Spec, abstract=True):
     learns: ClassVar[type[Target] | None] = None
     """What a sample has to hold; None: answers."""
 
+    packs: ClassVar[bool] = False
+    """Its loss may be computed of samples that stand end to end in one row."""
+
     @property
     def room(self) -> int:
         """Tokens that a sample grows by while it is trained on; with them it has to fit into a micro-batch."""
@@ -35,6 +38,8 @@ class TrainerSpec(Spec, abstract=True):
 
 class Sft(TrainerSpec):
     """Supervised fine-tuning: every assistant turn of every conversation is learned."""
+
+    packs: ClassVar[bool] = True
 
 
 class Strategy(Spec):

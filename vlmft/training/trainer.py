@@ -46,6 +46,8 @@ class Parts:
     stop: StopRequest = field(default_factory=StopRequest)
     on_log: Callable[[dict[str, Any]], None] | None = None
     """Takes each line of figures, and a line for each sample that is left out."""
+    look_at_packs: Callable[[Any, Sequence[Sequence[Any]]], None] | None = None
+    """Takes the model and the packs of each step before it is computed, where samples are packed."""
 
 
 class Saves(Protocol):
@@ -117,24 +119,30 @@ class StepTrainer(Trainer):
         self._agree(step)
         units = self.parts.objective.begin(self.state.global_step, step)
         totals = self._totals(step, units)
-        loss, slots = self._all_micro_batches(model, units, totals)
+        loss, slots, cuts = self._all_micro_batches(model, units, totals)
         loss = self._total_loss(loss)
-        self.meters.add(totals, filled=sum(unit.num_tokens for unit in units), slots=slots, loss=float(loss))
+        batching = self.parts.batching
+        budget = cuts * batching.max_tokens if batching.packs else 0
+        self.meters.add(totals, sum(unit.num_tokens for unit in units), slots, float(loss), budget)
         return loss
 
-    def _all_micro_batches(self, model: Any, units: Sequence[Unit], totals: StepTotals) -> tuple[torch.Tensor, int]:
+    def _all_micro_batches(
+        self, model: Any, units: Sequence[Unit], totals: StepTotals
+    ) -> tuple[torch.Tensor, int, int]:
         """Forward and backward, in finer micro-batches where memory runs out and `max_oom_retries` is not used up.
 
         Returns:
-            This rank's share of the loss, and the token slots that went through, padding included.
+            This rank's share of the loss, the token slots that went through, padding included, and the micro-batches.
         """
         while True:
             cuts = self._cuts(units, min(totals.most_micro_batches * 2**self.oom_retries, len(units)))
             figures: dict[str, Figure] = {}
             try:
-                done = self._forward_backward(model, units, cuts, totals, figures)
+                if self.parts.look_at_packs is not None:
+                    self.parts.look_at_packs(model, [[units[i] for i in indices] for indices in cuts])
+                loss, slots = self._forward_backward(model, units, cuts, totals, figures)
                 self.meters.note(figures)
-                return done
+                return loss, slots, len(cuts)
             except torch.OutOfMemoryError as error:
                 if self.oom_retries == self.parts.max_oom_retries or len(cuts) == len(units):
                     raise

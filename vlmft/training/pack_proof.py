@@ -1,0 +1,90 @@
+"""A run's own look at its first pack: one sample's answer in the pack against the same sample alone.
+
+K = supervised tokens of that sample, V = vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoded
+from vlmft.errors import ConfigError
+from vlmft.training.loss import supervised_logits
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlmft.models import Precision
+
+BOUNDS: "dict[Precision, float]" = {"fp32": 1e-4, "bf16": 8 * 2**-7, "fp16": 8 * 2**-10}
+"""The largest difference that rounding is held to explain, as a share of a token's logits (root mean square).
+
+In 16 bits it is 8 steps of the format's eps.
+"""
+
+
+class PackProof:
+    """Compares once, in the first pack that has two samples, and stops the run where a sample is not as it is alone.
+
+    Args:
+        precision: what the run computes in.
+        say: takes the line that reports on it.
+    """
+
+    def __init__(self, collator: Collator, precision: "Precision", say: Callable[[str], None]) -> None:
+        self.collator = collator
+        self.precision = precision
+        self.say = say
+        self.done = False
+
+    def __call__(self, model: Any, packs: Sequence[Sequence[Encoded]]) -> None:
+        """Look at the packs of a step, until one has been compared.
+
+        Raises:
+            ConfigError: the difference is more than rounding.
+        """
+        if self.done or not (found := _to_compare(packs)):
+            return
+        pack, number = found
+        difference, bound = self._difference(model, pack, number), BOUNDS[self.precision]
+        self.done = True
+        name = f"sample {pack[number].id}, number {number + 1} of {len(pack)} in a pack"
+        if not difference <= bound:
+            raise ConfigError(
+                f"batching=packed: {name}, is not computed as it is alone: its logits differ by {difference:.1e} of "
+                f"their size, and rounding to {self.precision} explains {bound:.1e}; nothing was trained on it. Take "
+                "batching=grouped, and report this with the model's name"
+            )
+        self.say(f"packed   {name}: its logits are as alone (within {difference:.0e}, bound {bound:.0e})")
+
+    def _difference(self, model: Any, pack: Sequence[Encoded], number: int) -> float:
+        """Of the sample's logits: of the worst token in fp32, else of the middle one.
+
+        In fewer bits, rounding alone may send single tokens to other experts of a mixture.
+        """
+        import torch
+
+        model = getattr(model, "module", model)  # without DDP, whose ranks would wait for each other
+        was_training = model.training
+        model.eval()  # no dropout
+        with torch.no_grad():
+            alone = self._logits(model, [pack[number]])
+            before = sum(sample.num_supervised for sample in pack[:number])
+            packed = self._logits(model, pack)[before : before + len(alone)]
+        model.train(was_training)
+        shares = (packed - alone).square().mean(-1).sqrt() / alone.square().mean(-1).sqrt()
+        return float(shares.max() if self.precision == "fp32" else shares.median())
+
+    def _logits(self, model: Any, samples: Sequence[Encoded]) -> "Tensor":
+        """Float32 [K of all samples, V]."""
+        logits, _ = supervised_logits(model, *self.collator.for_loss(samples, model))
+        return logits[0].float()
+
+
+def _to_compare(packs: Sequence[Sequence[Encoded]]) -> tuple[Sequence[Encoded], int] | None:
+    """A pack, and which of its samples has others before it: the last one with pictures, else the last one."""
+    for pack in packs:
+        later = [number for number in range(1, len(pack)) if pack[number].num_supervised]
+        if later:
+            return pack, max([number for number in later if pack[number].media] or later)
+    return None
