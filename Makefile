@@ -41,6 +41,8 @@ bench: setup  ## every figure the README quotes; writes benchmarks/results/
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/validate.py
+	$(BIN)/python benchmarks/waste.py
+	$(BIN)/python benchmarks/exact.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/grpo.py
 

@@ -67,6 +67,22 @@ def test_the_startup_fails_where_it_adds_too_much(
     assert_anonymous(json.dumps(written))
 
 
+@pytest.mark.parametrize("benchmark", ["waste"], indirect=True)
+def test_what_waste_counts(benchmark: ModuleType) -> None:
+    places = benchmark.Counted()
+    places.add([30, 10], is_pack=False)
+    assert places.waste == pytest.approx(1 / 3) and places.fill == 40 / benchmark.BUDGET
+    places.add([30, 10], is_pack=True)
+    assert places.waste == pytest.approx(0.2) and places.fill == 40 / benchmark.BUDGET
+    lengths = benchmark.mix(500)
+    assert lengths == benchmark.mix(500) and 20 <= min(lengths) < 100 and 4000 < max(lengths) <= benchmark.BUDGET
+    cut = benchmark.of_steps(lengths, 100, 5)
+    assert {name: found.tokens for name, found in cut.items()} == dict.fromkeys(
+        ("padded", "grouped", "packed"), sum(lengths)
+    )
+    assert cut["packed"].waste == 0 < cut["grouped"].waste < cut["padded"].waste
+
+
 def assert_anonymous(text: str) -> None:
     """Fail where the text names this machine, its user or a folder of it."""
     private = {socket.gethostname(), str(Path.home()), str(ROOT), f'"{getpass.getuser()}"'}
@@ -140,6 +156,28 @@ class TestRecordedFiguresKeepTheirBounds:
             assert figures["seconds"]["median"] <= result["bound_s"] == 5
             assert figures["megabytes"]["median"] <= result["bound_mb"] == 500
 
+    def test_waste(self) -> None:
+        result = recorded("waste")
+        steps = result["step_samples"]
+        assert list(steps) == ["16", "64", "256"]
+        assert [found["packed"]["waste"] for found in steps.values()] == [0, 0, 0]
+        assert min(steps[samples]["packed"]["fill"] for samples in ("64", "256")) >= result["bound_fill"] == 0.85
+        for found in steps.values():
+            assert found["padded"]["fill"] < found["grouped"]["fill"] < found["packed"]["fill"]
+            assert (
+                found["padded"]["micro_batches"] > found["grouped"]["micro_batches"] > found["packed"]["micro_batches"]
+            )
+        assert (
+            result["fixed_size"]["random_8"]["waste"] > 0.6 > 0.1 > result["fixed_size"]["group_by_length_8"]["waste"]
+        )
+
+    def test_exact(self) -> None:
+        result = recorded("exact_cpu")
+        assert result["bound"] == "1.0e-05" and len(result["families"]) == 15
+        for figures in result["families"].values():
+            for found in (figures["logits"], figures["gradient"]):
+                assert float(found["segments"]) <= 1e-5 and float(found["mask"]) <= 1e-5 and float(found["leak"]) > 0.1
+
     def test_families(self) -> None:
         result = recorded("families")
         assert len(result["models"]) == 6
@@ -162,6 +200,8 @@ def test_the_startup_runs() -> None:
         ("recipes.py", "8 samples a step"),
         ("dpo.py", "one vision pass a pair"),
         ("recipes_gpu.py", "plain: transformers and PEFT"),
+        ("waste.py", "packed, 16 samples a step"),
+        ("exact.py", "a pack against its samples alone, fp32 on cpu; at most 1e-05 is allowed"),
     ],
 )
 def test_the_others_run(script: str, said: str) -> None:
