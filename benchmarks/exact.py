@@ -1,13 +1,13 @@
 """How exact packs are: logits and gradients of samples in a pack against the same samples alone, in every family.
 
 Each family's tiny model (real classes, random weights, fp32) takes one pack of samples with text alone, one picture,
-three pictures, and a video where the family has them. `logits` is the largest difference to the sample alone, as a share
-of the largest logit; `gradient` is that of the summed loss, full training, as a share of the largest entry.
+three pictures, and a video where the family has them. `logits` is the largest difference to the sample alone, as a
+share of the largest logit; `gradient` is that of the summed loss, full training, as a share of the largest entry.
 
-`segments` is what a run computes with: each sample by itself, no mask. `mask` is transformers' own way, which finds the
-borders by positions that restart and builds an S x S mask. `leak` is the pack without borders: what a mistake looks like.
-On CUDA (`--device cuda`) segments go through torch's variable-length kernel, in bf16, and differences are held to 8 steps
-of its eps; logits and gradients are then compared by their root mean square.
+`segments` is what a run computes with: each sample by itself, no mask. `mask` is transformers' own way, which finds
+the borders by positions that restart, and builds an S x S mask. `leak` is the pack without borders: what a mistake
+looks like. On CUDA (`--device cuda`) segments go through torch's variable-length kernel, in bf16, and differences are
+root mean squares, held to 8 steps of its eps.
 """
 
 import argparse
