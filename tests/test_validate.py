@@ -228,6 +228,7 @@ def test_a_decoder_that_crashes_and_one_that_hangs(typed: Typed, root: Path, mon
         (["optim.lr=-1"], "optim.lr: Input should be greater than 0 (found -1)"),
         (["strategy.ranks=3"], "global_batch_size: 16 samples a step cannot be shared evenly by 3 ranks"),
         (["model=qwen25vl", "model.path=./weights"], "model.path: there is no folder ./weights"),
+        (["batching=packed", "model=tiny_gemma3"], "batching=packed: TinyGemma3 takes no packs: its pictures' tokens"),
         (["holdout=0.5"], "holdout=0.5 holds out "),
         (["model.image.min_pixels=999999999"], "model.image: "),
     ],

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from vlmft.config.app import Composition, run_app
 from vlmft.errors import DataError
-from vlmft.train import TrainConfig, number_of_ranks
+from vlmft.train import TrainConfig, number_of_ranks, refuse_packing
 
 
 class ValidateConfig(TrainConfig):
@@ -44,6 +44,7 @@ def validate(config: ValidateConfig, composition: Composition) -> int:
     from vlmft.tasks import task_of
     from vlmft.training.step_plan import refuse_uneven_shares
 
+    refuse_packing(config)
     task_of(config).check()
     ranks = number_of_ranks(config.strategy)
     refuse_uneven_shares(config.global_batch_size, ranks)

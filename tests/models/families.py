@@ -56,6 +56,8 @@ class Family:
     """Its own processor can take pictures and videos together, to be compared with."""
     asked_by: str | None = None
     """What its own template has to be told, or what a prompt has to end in, for an answer as it is trained."""
+    unpacked: str | None = None
+    """Why it takes no packs (`batching=packed`); None: it does."""
     prefix: bool = False
     """It takes one question about pictures and its answer; no text alone, no second question."""
 
@@ -83,6 +85,7 @@ GLM_TOWER: dict[str, Any] = {
     "slice": ("lora_vt_llm",),
 }
 NORMS = r"layer_norm[12]$|post_layernorm$"
+OWN_MASKS = "its pictures' tokens see each other by masks that know of one sample a row"
 
 
 def _answers(end: str) -> tuple[str, str]:
@@ -152,6 +155,7 @@ FAMILIES = [
         r"|mlp\.(gate|up|down)_proj)$",
         asked_by="enable_thinking=False",
         slice=("lora_vt_llm",),
+        unpacked="its linear layers carry their state from one sample of a row into the next",
     ),
     Family(
         "internvl3",
@@ -169,6 +173,7 @@ FAMILIES = [
         tower_norms=NORMS,
         tower_linear=SIGLIP_LINEAR,
         video=False,
+        unpacked=OWN_MASKS,
     ),
     Family(
         "smolvlm",
@@ -234,6 +239,7 @@ FAMILIES = [
         tower_blocks=r"(global_transformer\.layers)\.(\d+)\.",
         video=False,
         slice=("lora_vt_llm",),
+        unpacked="its cross attention tells samples apart by rows",
     ),
     Family("mistral3", "Mistral3ForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
     Family("pixtral", "LlavaForConditionalGeneration", _answers("</s>"), **PIXTRAL_TOWER),
@@ -263,6 +269,7 @@ FAMILIES = [
         tower_linear=r"self_attn\.[qkvo]_proj$|mlp\.fc[12]$|patch_embedding$",
         slice=("lora_vt_llm",),
         mixed=False,
+        unpacked=OWN_MASKS,
     ),
     Family(
         "paligemma",
@@ -277,6 +284,7 @@ FAMILIES = [
         video=False,
         slice=("lora_vt_llm",),
         prefix=True,
+        unpacked="a question is read in both directions, by masks that know of one sample a row",
     ),
 ]
 

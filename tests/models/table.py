@@ -6,7 +6,7 @@ from tests.support import PROJECT
 
 DOCS = PROJECT / "docs/models.md"
 BEGIN, END = "<!-- families: written by python -m tests.models.table -->\n", "<!-- families: end -->\n"
-HEAD = ("`model=`", "class in transformers", "sizes", "SFT and merge", "video", "refused, and why")
+HEAD = ("`model=`", "class in transformers", "sizes", "SFT and merge", "video", "packs", "refused, and why")
 
 
 def rows() -> list[tuple[str, ...]]:
@@ -18,11 +18,12 @@ def rows() -> list[tuple[str, ...]]:
             checkpoints(family.name),
             recipes(family),
             "yes" if family.video else "-",
+            "yes" if family.unpacked is None else f"no: {family.unpacked}",
             family.why_refused or "-",
         )
         for family in FAMILIES
     ]
-    return trained + [(name, f"`{of}`", "", "-", "-", why) for name, (of, why) in REFUSED.items()]
+    return trained + [(name, f"`{of}`", "", "-", "-", "-", why) for name, (of, why) in REFUSED.items()]
 
 
 def checkpoints(name: str) -> str:

@@ -17,15 +17,7 @@ from vlmft.models.packing import PACKED, borders, packed_attention, use_packed_a
 from vlmft.training.loss import supervised_logits, supervised_loss
 from vlmft.types import Message, Sample
 
-# By hand: which families take packs, and what stands in the way of the others.
-REFUSED = {
-    "gemma3": "masks that know of one sample a row",
-    "molmo2": "masks that know of one sample a row",
-    "paligemma": "masks that know of one sample a row",
-    "qwen35": "linear layers carry their state",
-    "mllama": "cross attention tells samples apart by rows",
-}
-PACKING = [family for family in FAMILIES if family.name not in REFUSED]
+PACKING = [family for family in FAMILIES if family.unpacked is None]
 
 
 def marked(*fast: str) -> list[Any]:
@@ -151,11 +143,15 @@ def refused(*words: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_families_that_take_no_packs_say_why(name: str) -> None:
-    message = refused(f"model=tiny_{name}")
-    assert message.startswith("batching=packed: Tiny") and message.endswith("; take batching=grouped")
-    assert REFUSED[name] in message
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.unpacked], ids=lambda family: family.name)
+def test_families_that_take_no_packs_say_why(family: Family) -> None:
+    name = type(family.spec).__name__
+    expected = f"batching=packed: {name} takes no packs: {family.unpacked}; take batching=grouped"
+    assert refused(f"model=tiny_{family.name}") == expected
+
+
+def test_fifteen_families_take_packs() -> None:
+    assert len(PACKING) == 15 and len(FAMILIES) == 20
 
 
 @pytest.mark.parametrize("family", PACKING, ids=lambda family: family.name)

@@ -17,11 +17,6 @@ class TrainerSpec(Spec, abstract=True):
     packs: ClassVar[bool] = False
     """Its loss may be computed of samples that stand end to end in one row."""
 
-    @property
-    def room(self) -> int:
-        """Tokens that a sample grows by while it is trained on; with them it has to fit into a micro-batch."""
-        return 0
-
     epochs: float = Field(gt=0, description="passes over the training data; the last step is filled from the next pass")
     max_steps: int | None = Field(ge=1, description="optimiser steps; where set, `epochs` is not used")
     num_workers: int = Field(ge=0, description="loader processes a rank; 0 encodes in the training process")
@@ -34,6 +29,11 @@ class TrainerSpec(Spec, abstract=True):
     save_every: int | None = Field(ge=1, description="steps between two checkpoints; null: only when asked to stop")
     keep: int = Field(ge=1, description="how many of the newest checkpoints stay")
     log_every: int = Field(ge=1, description="steps between two lines of metrics.jsonl")
+
+    @property
+    def room(self) -> int:
+        """Tokens that a sample grows by while it is trained on; with them it has to fit into a micro-batch."""
+        return 0
 
 
 class Sft(TrainerSpec):
