@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class BatchJudge(Judge, Generic[T]):
-    """Puts the prompts of held-out samples to a model; of each it says something, a T, which is scored.
+    """Puts held-out samples to a model; of each it says something, a T, which is scored.
 
     Args:
         num_workers: loader processes that encode while the model computes.
@@ -49,9 +49,14 @@ class BatchJudge(Judge, Generic[T]):
         self.world_size = world_size
         self.between_batches = between_batches
 
+    @property
+    def encode(self) -> Callable[[Sample], Encoded]:
+        """What is put to the model of a sample: its prompt."""
+        return self.encoder.encode_prompt
+
     @abstractmethod
     def said(self, model: Any, encoded: list[Encoded]) -> list[T]:
-        """What `model` says of prompts that may share a batch, in their order; no gradient is kept."""
+        """What `model` says of samples that may share a batch, in their order; no gradient is kept."""
 
     @abstractmethod
     def scored(self, sample: Sample, said: T) -> Answer:
@@ -74,7 +79,7 @@ class BatchJudge(Judge, Generic[T]):
         model.eval()
         answers: dict[int, Answer] = {}
         try:
-            for indices, group in zip(batches, load(_Prompts(self, batches), self.num_workers), strict=True):
+            for indices, group in zip(batches, load(_Batches(self, batches), self.num_workers), strict=True):
                 DataError.raise_if(group.bad.values())  # a score over other samples would be another score
                 if self.between_batches is not None:
                     self.between_batches()
@@ -99,11 +104,12 @@ class BatchJudge(Judge, Generic[T]):
         return [said[place] for place in range(len(encoded))]
 
 
-class _Prompts:
-    """Maps a batch's number to its encoded prompts."""
+class _Batches:
+    """Maps a batch's number to its encoded samples."""
 
     def __init__(self, judge: BatchJudge[Any], batches: Sequence[Sequence[int]]) -> None:
         self.encoder = judge.encoder
+        self.encode = judge.encode
         self.samples = judge.samples
         self.batches = batches
         self.watch = Watch()
@@ -116,7 +122,7 @@ class _Prompts:
             self.encoder,
             number,
             [self.samples[index] for index in self.batches[number]],
-            encode=self.encoder.encode_prompt,
+            encode=self.encode,
             sample_id=lambda sample: sample.id,
             watch=self.watch,
         )
