@@ -7,15 +7,16 @@ import pytest
 
 from tests.checking.support import config_of, opened, scanned, write_rows
 from tests.data.making import Listed, qa, save_picture, turns
-from tests.support import tiny, tiny_processor
+from tests.support import read_llava, tiny, tiny_processor, write_llava
 from vlmft.checking import counts, workers
 from vlmft.checking.counts import BAD, COUNTED, READ, TOO_LONG, TOO_MUCH_VISION, Counts, Target
-from vlmft.checking.examine import Examiner, Problem, question_hash
+from vlmft.checking.examine import Counter, Examiner, Problem, question_hash
 from vlmft.checking.scan import Scan
 from vlmft.config.media import MediaRules
 from vlmft.encoding.encoder import Encoder
+from vlmft.errors import DataError
 from vlmft.evaluation import NoEvaluation
-from vlmft.types import Image, Message, Sample, Video
+from vlmft.types import Image, Message, Sample, Solution, Video
 
 
 def asking(*parts, answer: str = "A") -> int:
@@ -156,3 +157,13 @@ def test_what_counts_tokens_may_be_pickled(root: Path) -> None:
     assert examiner(0) is None
     problem = examiner(1)
     assert problem is not None and "turn 2 is an empty answer" in problem.message
+
+
+def test_a_prompt_has_to_leave_room_for_its_completion(tmp_path: Path) -> None:
+    sample = read_llava(write_llava(tmp_path))[0]
+    counted = Counter(tiny(), tiny_processor(), None, Solution).count(sample, whole=True)
+    fits, tight = (Counter(tiny(), tiny_processor(), counted.num_tokens + n, Solution, room=6) for n in (6, 5))
+    fits.refuse(sample, whole=True)
+    assert (fits.exceeded(sample, counted), tight.exceeded(sample, counted)) == (0, TOO_LONG)
+    with pytest.raises(DataError, match=r"and 6 of a completion \(trainer.max_new_tokens\), exceed"):
+        tight.refuse(sample, whole=True)

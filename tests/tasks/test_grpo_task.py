@@ -101,7 +101,7 @@ def judged(tmp_path: Path, *metrics: str) -> tuple[RewardedEvaluator, Any]:
 def test_held_out_answers_are_scored_by_rewards_and_metrics(tmp_path: Path) -> None:
     judge, model = judged(tmp_path, "length")
     texts = iter(["<think>It is.</think><answer>red</answer>", "seven", "no"])
-    judge._generate = lambda model, encoded: [next(texts) for _ in encoded]  # type: ignore[method-assign]
+    judge.said = lambda model, encoded: [next(texts) for _ in encoded]  # type: ignore[method-assign]
     answers = judge.answer(model)
     expected = [(7.0, 1.0, 1.0), (5.0, 0.0, 1.0), (0.0, 0.0, 0.0)]
     assert [tuple(answer.scores.values())[:3] for answer in answers] == expected
@@ -112,7 +112,7 @@ def test_held_out_answers_are_scored_by_rewards_and_metrics(tmp_path: Path) -> N
 def test_the_sum_of_rewards_has_an_interval_in_its_own_unit(tmp_path: Path) -> None:
     judge, model = judged(tmp_path, "length")
     for text, mean in (("<think>x</think><answer>y</answer>", 2.0), ("zzz", 0.0)):
-        judge._generate = lambda model, encoded, text=text: [text for _ in encoded]  # type: ignore[method-assign]
+        judge.said = lambda model, encoded, text=text: [text for _ in encoded]  # type: ignore[method-assign]
         answers = judge.answer(model)
         compared: list[Comparison] = judge.compare(answers, answers)
         assert [c.metric for c in compared] == ["reward", "rewards/format", "rewards/correctness", "length"]

@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vlmft.data.check import examine
 from vlmft.data.problems import SampleError
 from vlmft.errors import ConfigError
 from vlmft.evaluation import Generate
@@ -62,6 +61,8 @@ class GrpoTask(Task):
 
     def check_data(self, kit: Kit) -> None:
         """Have the rewards look at solutions, in the order of training, for a quarter of `check_s`."""
+        from vlmft.data.check import examine
+
         if rank() != 0:
             return
         end = time.monotonic() + self.config.check_s / 4
