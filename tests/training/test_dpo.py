@@ -1,7 +1,7 @@
 """trainer=dpo: a step's loss by hand, in any cut; and the reference is the model of the start under every recipe."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from tests.models.families import FAMILIES, Family
-from tests.support import compose, literally
+from tests.support import PROJECT, compose, literally
 from tests.training.pairs import PairBench, pair_bench, write_pairs
 from vlmft.encoding.encoder import Encoded, Encoder, as_conversation
 from vlmft.errors import ConfigError, DataError, StorageError
@@ -132,7 +132,7 @@ def test_without_a_reference_every_answer_is_as_likely(bench: MakeBench) -> None
     assert made.gradients(step)[0] == pytest.approx(float(expected), rel=1e-4)
 
 
-def check_constant(made: PairBench) -> None:
+def check_constant(made: PairBench, within: float = 1e-3) -> None:
     """Train some steps; the reference says before and after what the model of the start said."""
     pairs = made.step().samples
 
@@ -148,8 +148,8 @@ def check_constant(made: PairBench) -> None:
     made.trainer.train()
     assert torch.equal(said(made.objective.reference.answers), before)
     assert (by_the_model() - start).abs().max() > 0.01
-    assert made.lines[0]["loss"] == pytest.approx(0.693147, rel=1e-3)
-    assert made.lines[0]["rewards/margin"] == pytest.approx(0, abs=1e-3)
+    assert made.lines[0]["loss"] == pytest.approx(0.693147, abs=within)
+    assert made.lines[0]["rewards/margin"] == pytest.approx(0, abs=within)
     assert abs(made.lines[-1]["rewards/margin"]) > 1e-4
 
 
@@ -158,18 +158,37 @@ def test_the_reference_is_the_model_of_the_start_whatever_trains(bench: MakeBenc
     check_constant(bench(f"recipe={recipe}", f"trainer.reference={way}", "optim.lr=1e-3", *ALL))
 
 
+RECIPES = sorted(path.stem for path in (PROJECT / "conf/recipe").glob("*.yaml"))
+
+
+def cases() -> Iterator[Any]:
+    """Each family with two recipes, and each recipe with two families or more, over all ways."""
+    for number, family in enumerate(FAMILIES):
+        fitting = [recipe for recipe in RECIPES if recipe not in family.refuses]
+        for offset in (0, len(RECIPES) // 2):
+            recipe = fitting[(number + offset) % len(fitting)]
+            yield pytest.param(family, recipe, number % 2, id=f"{family.name}-{recipe}")
+
+
+def test_no_shipped_recipe_is_left_out() -> None:
+    assert {case.values[1] for case in cases()} == set(RECIPES)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_the_reference_is_the_model_of_the_start_in_every_family(tmp_path: Path, family: Family) -> None:
+@pytest.mark.parametrize(("family", "recipe", "way"), cases())
+def test_the_reference_is_the_model_of_the_start_in_every_family(
+    tmp_path: Path, family: Family, recipe: str, way: int
+) -> None:
     file = write_pairs(tmp_path / "data", video=family.video, text=not family.prefix)
-    rows = json.loads(file.read_text())
     some = {"one", "two", "none", "video"} if family.prefix else {"one", "two", "none", "video", "turns"}
-    file.write_text(json.dumps([row for row in rows if row["id"] in some]))  # not every template takes a system turn
-    for recipe, way in (("ln_vt_lora_llm", "adapters_off"), ("fft", "precomputed")):
-        folder = tmp_path / recipe / way
-        folder.mkdir(parents=True)
-        words = (f"recipe={recipe}", f"trainer.reference={way}", f"model=tiny_{family.name}", "optim.lr=1e-3")
-        check_constant(pair_bench(folder, file, *words, "global_batch_size=2", "trainer.max_steps=3", "optim.warmup=0"))
+    rows = [row for row in json.loads(file.read_text()) if row["id"] in some]
+    file.write_text(json.dumps(rows))  # not every template takes a system turn
+    words = (f"recipe={recipe}", f"model=tiny_{family.name}")
+    live = "adapters_off" if compose(*words).recipe.adapters else "copy"
+    words += (f"trainer.reference={(live, 'precomputed')[way]}", "optim.lr=1e-3")
+    made = pair_bench(tmp_path, file, *words, "global_batch_size=2", "trainer.max_steps=3", "optim.warmup=0")
+    # bitsandbytes rounds to 8 bits otherwise where a gradient is wanted.
+    check_constant(made, within=5e-3 if recipe.endswith("int8") else 1e-3)
 
 
 class _KilledError(Exception):
