@@ -11,13 +11,15 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from tests.models.families import FAMILIES, Family
-from tests.support import PROJECT, compose, literally
+from tests.support import CPU, PROJECT, compose, encoding, literally
 from tests.training.pairs import PairBench, pair_bench, write_pairs
+from vlmft.config.media import Augmentation
 from vlmft.encoding.encoder import Encoded, Encoder, as_conversation
 from vlmft.errors import ConfigError, DataError, StorageError
 from vlmft.tasks import task_of
 from vlmft.training import commit
 from vlmft.training.checkpoint import Checkpoints
+from vlmft.training.pairs import PairReader
 from vlmft.training.reference_pass import ReferencePass
 
 MakeBench = Callable[..., PairBench]
@@ -106,6 +108,7 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(bench: MakeBench) ->
         assert max(float((cut[name] - whole[name]).abs().max()) for name in whole) < 1e-5 * largest
 
 
+@pytest.mark.slow
 def test_a_mix_says_what_each_loss_adds(bench: MakeBench) -> None:
     made = bench("recipe=lora_llm", "trainer.loss=mpo", "batching.max_tokens=200", *ALL)
     made.trainer.train()
@@ -288,30 +291,40 @@ class TestPrecomputed:
             made.gradients(made.step(step))
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("trainer.reference=adapters_off", "recipe=fft"), "the recipe has no adapters; use copy or precomputed"),
-        (
-            ("trainer.reference=adapters_off", "recipe=lora_llm", "model.adapter=/nowhere"),
-            "with model.adapter the start is not the base",
-        ),
-        (
-            ("trainer.reference=adapters_off", "recipe=lora_llm", "recipe.llm.bias=true"),
-            "recipe.llm.bias=true trains biases in place, which stay when adapters are off",
-        ),
-        (
-            ("dataset=demo_dpo", "+dataset.demo_dpo.augment={flip:0.5}"),
-            "demo_dpo changes its pictures at random (augment)",
-        ),
-        (("trainer.loss=aot", "strategy.ranks=2"), "aot sorts all pairs of a step, and 2 ranks share it"),
-        (
-            ("evaluation.best_by=exact_match", "evaluation.every_steps=2"),
-            "'exact_match' is not among this run's metrics: preference_accuracy, preference_margin",
-        ),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
-def test_contradictions_are_refused_before_anything_starts(words: tuple[str, ...], message: str) -> None:
+def test_where_pictures_are_seen_twice_it_is_said() -> None:
+    """`model=auto` may be any class; what its features are is not known."""
+
+    def apart(name: str, spec: Any = None) -> str | None:
+        family = next(family for family in FAMILIES if family.name == name).spec
+        _, collator = encoding(spec=spec or family)
+        return PairReader(collator).apart_because(family.load_model(CPU))
+
+    assert apart("qwen25vl") is None
+    assert apart("mllama") == "this family makes no features of them apart from the text"
+    path = compose().model.folder()
+    auto = compose("model=auto", f"model.path={path}", "precision=fp32").model
+    assert apart("qwen25vl", auto) == "no test shows for this model that once is enough"
+
+
+def refused(message: str, trainer: dict[str, Any], **fields: Any) -> None:
+    config = compose("trainer=dpo", "dataset=demo_dpo", "recipe=lora_llm")
+    chosen = config.trainer.model_copy(update=trainer)
     with pytest.raises(ConfigError, match=literally(message)):
-        task_of(compose("trainer=dpo", *words)).check()
+        task_of(config.model_copy(update=fields | {"trainer": chosen})).check()
+
+
+def test_contradictions_are_refused_before_anything_starts() -> None:
+    config = compose("trainer=dpo", "dataset=demo_dpo", "recipe=lora_llm")
+    task_of(config).check()
+    off = {"reference": "adapters_off"}
+    refused("the recipe has no adapters; use copy or precomputed", off, recipe=compose().recipe)
+    refused("the start is not the base", off, model=config.model.model_copy(update={"adapter": "/nowhere"}))
+    biased = config.recipe.llm.model_copy(update={"bias": True})
+    recipe = config.recipe.model_copy(update={"llm": biased})
+    refused("recipe.llm.bias=true trains biases in place, which stay when adapters are off", off, recipe=recipe)
+    augmented = {"mine": config.dataset["demo_dpo"].model_copy(update={"augment": Augmentation(flip=0.5)})}
+    refused("mine changes its pictures at random (augment)", {"reference": "precomputed"}, dataset=augmented)
+    two = config.strategy.model_copy(update={"ranks": 2})
+    refused("aot sorts all pairs of a step, and 2 ranks share it", {"loss": "sigmoid+aot"}, strategy=two)
+    best = config.evaluation.model_copy(update={"best_by": "exact_match", "every_steps": 2})
+    refused("is not among this run's metrics: preference_accuracy, preference_margin", {}, evaluation=best)

@@ -148,7 +148,9 @@ def test_each_divergence_is_trl_s(loss: str, values: dict[str, Any]) -> None:
 
 
 class _Read:
-    """Stands for a collator and a model: the logits of TRL's batch."""
+    """Stands for a collator: gives TRL's batch."""
+
+    family = None
 
     def on_device(self, sequences: Any, model: Any) -> Any:
         batch = trl_batch()
@@ -215,7 +217,8 @@ def refused(match: str, **values: Any) -> None:
 
 def test_contradictions_are_refused_with_the_fix() -> None:
     refused("sigmod: unknown loss; did you mean sigmoid", loss="sigmod")
-    refused("from single answers, good or bad.*apo_zero", loss="sigmoid+kto")
+    refused("kto learns from single answers, good or bad.*apo_zero", loss="sigmoid+kto")
+    refused("bco: unknown loss", loss="bco")
     refused("exo_pair needs label_smoothing above 0", loss="exo_pair")
     refused("robust needs label_smoothing below 0.5", loss="robust", label_smoothing=0.5)
     refused("label_smoothing=0.1 is read by none of loss=sigmoid", label_smoothing=0.1)

@@ -94,14 +94,13 @@ class DpoTask(Task):
 
     def objective(self, model: Any, kit: Kit) -> "Objective[Any]":
         """The losses of the pairs, against the reference."""
-        from vlmft.models.shared_vision import SharedVision
         from vlmft.training.dpo import PreferenceObjective
         from vlmft.training.pairs import PairReader
 
         ConfigError.raise_if(self._sorted_on(kit.plan.world_size))
-        if not SharedVision(model).works:
-            kit.console.print("pairs    this family's tower sees a pair's pictures twice, once for each answer")
         reader = PairReader(kit.collator)
+        if apart := reader.apart_because(model):
+            kit.console.print(f"pairs    pictures and videos are seen twice, once for each answer: {apart}")
         return PreferenceObjective(reader, self.trainer, self._reference(model, kit, reader))
 
     def _reference(self, model: Any, kit: Kit, reader: "PairReader") -> "Reference":

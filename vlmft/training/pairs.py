@@ -1,5 +1,6 @@
 """Preference pairs through a model. B = pairs, K = positions whose logits are computed."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from vlmft.encoding.collate import IGNORED, Collator
 from vlmft.encoding.encoder import Encoded, Rejected
+from vlmft.models import Auto
 from vlmft.models.shared_vision import SharedVision
 from vlmft.training.loss import supervised_logits
 from vlmft.training.preference_loss import answer_log_probs
@@ -35,6 +37,12 @@ class PairReader:
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
+    def apart_because(self, model: Any) -> str | None:
+        """Why a pair's pictures and videos are seen once for each of its answers; None: they are seen once."""
+        if isinstance(self.collator.family, Auto):
+            return "no test shows for this model that once is enough"
+        return None if SharedVision(model).works else "this family makes no features of them apart from the text"
+
     def tokens(self, model: Any, pairs: Sequence[Encoded], own: bool = False) -> PairTokens:
         """Token by token; the pictures and videos of a pair are seen once, where the family allows it.
 
@@ -43,7 +51,8 @@ class PairReader:
         """
         sequences = [replace(pair, target=None) for pair in pairs] + [_rejected(pair) for pair in pairs]
         inputs, labels = self.collator.on_device(sequences, model)
-        with SharedVision(model).repeated(2):
+        shared = contextlib.nullcontext() if self.apart_because(model) else SharedVision(model).repeated(2)
+        with shared:
             logits, targets = supervised_logits(model, inputs, labels)
         mask = targets.ne(IGNORED)
         of_all = logits.float().log_softmax(-1)

@@ -62,8 +62,8 @@ class Dpo(TrainerSpec):
     @field_validator("loss")
     @classmethod
     def _known(cls, loss: str) -> str:
-        if {"kto", "bco"} & {term.partition("@")[0].strip() for term in loss.split("+")}:
-            raise ValueError("learns from single answers, good or bad, not from pairs; apo_zero is its form for pairs")
+        if "kto" in (term.partition("@")[0].strip() for term in loss.split("+")):
+            raise ValueError("kto learns from single answers, good or bad, and here are pairs; apo_zero is close to it")
         try:
             expand(loss, LOSSES, MIXES, kind="loss")
         except ConfigError as error:
