@@ -15,12 +15,13 @@ from tests.support import CPU, PROJECT, compose, encoding, literally
 from tests.training.pairs import PairBench, pair_bench, write_pairs
 from vlmft.config.media import Augmentation
 from vlmft.encoding.encoder import Encoded, Encoder, as_conversation
-from vlmft.errors import ConfigError, DataError, StorageError
+from vlmft.errors import ConfigError, DataError, PreemptedError, StorageError
 from vlmft.tasks import task_of
-from vlmft.training import commit
+from vlmft.training import commit, reference_pass
 from vlmft.training.checkpoint import Checkpoints
 from vlmft.training.pairs import PairReader
 from vlmft.training.reference_pass import ReferencePass
+from vlmft.training.stop import StopRequest
 
 MakeBench = Callable[..., PairBench]
 
@@ -258,6 +259,29 @@ class TestPrecomputed:
         for row in more:
             pair = next(p for n in range(3) for p in made.step(n).samples if p.id == row["id"])
             assert (row["chosen"], row["rejected"]) == pytest.approx(alone(made, pair), rel=1e-4)
+
+    def test_a_pass_that_is_stopped_goes_on_from_its_last_part(
+        self, bench: MakeBench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(reference_pass, "_LEAST_PART", 2)
+        file, read = tmp_path / "run" / "reference.jsonl", []
+        whole = ReferencePass._read
+
+        def reads(self: ReferencePass, model: Any, pairs: list[Encoded]) -> Any:
+            read.extend(pair.id for pair in pairs)
+            return whole(self, model, pairs)
+
+        monkeypatch.setattr(ReferencePass, "_read", reads)
+        bench(*self.WORDS)
+        expected, order = file.read_text(), list(read)
+        file.unlink()
+        monkeypatch.setattr(StopRequest, "obey", lambda stop: len(read) < 10 or stop.stop_at("now"))
+        with pytest.raises(PreemptedError):
+            bench(*self.WORDS, stop=StopRequest(reason="SIGTERM received"))
+        monkeypatch.undo()
+        assert len(file.read_text().splitlines()) == 1 + 4
+        bench(*self.WORDS)
+        assert file.read_text() == expected and len(order) == 6
 
     def test_another_model_or_other_data_make_it_anew(self, bench: MakeBench, tmp_path: Path) -> None:
         file = tmp_path / "run" / "reference.jsonl"

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ from vlmft.training.step_plan import StepPlan
 
 Known = dict[str, tuple[float, float]]
 """By sample id: the log-probabilities, in nats, of the chosen and the rejected answer."""
+
+_PARTS = 20
+_LEAST_PART = 512
+"""Pairs after which the file is written: often enough to be stopped, seldom enough as it is written anew each time."""
 
 _DECIDING = ("model.", "recipe.", "precision", "dataset.", "data.", "adapter.", "trainer.ld_alpha")
 
@@ -74,7 +78,7 @@ class ReferencePass:
         num_workers: loader processes that encode meanwhile.
         ld_alpha: as in `answer_log_probs`.
         between_groups: called before each group; may raise to stop.
-        on_progress: takes how many pairs of how many this rank has read.
+        on_progress: takes how many of how many pairs are kept.
     """
 
     def __init__(
@@ -100,23 +104,22 @@ class ReferencePass:
         self.on_progress = on_progress
 
     def complete(self, model: Any, path: Path, facts: str) -> Known:
-        """Everything that the run needs; what `path` does not hold yet is computed and added to it.
+        """Everything that the run needs; what `path` does not hold yet is computed and added to it, part by part.
+
+        A run that is stopped on the way goes on from the last part.
 
         Raises:
             StorageError: the file is damaged, or cannot be written.
         """
         known = read_known(path, facts)
         missing = [ref for ref in self._met() if self.mixture.sample_id(ref) not in known]
-        if not missing:
-            return known
-        found = self._compute(model, missing[rank() :: world_size()])
-        if world_size() > 1:
-            shares: list[Any] = [None] * world_size()
-            torch.distributed.all_gather_object(shares, found)
-            found = {sample_id: value for share in shares for sample_id, value in share.items()}
-        known |= found
-        if rank() == 0:
-            write_known(path, facts, known)
+        size = max(_LEAST_PART, math.ceil(len(missing) / _PARTS))
+        for start in range(0, len(missing), size):
+            part = missing[start : start + size]
+            known |= self._compute(model, part[rank() :: world_size()])
+            if rank() == 0:
+                write_known(path, facts, known)
+            self.on_progress(start + len(part), len(missing))
         return known
 
     def _met(self) -> Iterator[SampleRef]:
@@ -129,15 +132,19 @@ class ReferencePass:
                 yield ref
 
     def _compute(self, model: Any, refs: Sequence[SampleRef]) -> Known:
+        """What all ranks find, each of its own `refs`."""
         size = max(1, self.plan.global_batch_size // world_size())
         groups = _Pairs(self, [refs[i : i + size] for i in range(0, len(refs), size)])
         found: Known = {}
         with judging(model), torch.no_grad():
-            for number, group in zip(count(1), load(groups, self.num_workers), strict=False):
+            for group in load(groups, self.num_workers):
                 self.between_groups()
                 found |= self._read(model, group.samples)
-                self.on_progress(min(number * size, len(refs)), len(refs))
-        return found
+        if world_size() == 1:
+            return found
+        shares: list[Any] = [None] * world_size()
+        torch.distributed.all_gather_object(shares, found)
+        return {sample_id: value for share in shares for sample_id, value in share.items()}
 
     def _read(self, model: Any, pairs: list[Encoded]) -> Known:
         found: Known = {}
