@@ -140,7 +140,7 @@ class TestWholeRun:
         def answer(self: Evaluator, model: Any) -> list[Answer]:
             say = next(said)
             texts = [say(sample.messages[-1].text, i) for i, sample in enumerate(self.samples)]
-            return [self._scored(*pair) for pair in zip(self.samples, texts, strict=True)]
+            return [self.scored(*pair) for pair in zip(self.samples, texts, strict=True)]
 
         monkeypatch.setattr(Evaluator, "answer", answer)
         words = ("metric=length+correctness+format", "metric.length.least=4", "metric.length.most=null")

@@ -12,6 +12,7 @@ from vlmft.evaluation.class_metrics import (
     RESAMPLES,
     Predicted,
     bootstrapped,
+    confusion,
     draw_confusion,
     figures,
     interval,
@@ -124,6 +125,18 @@ def test_a_difference_is_as_likely_as_the_resamples_say() -> None:
     assert paired_bootstrap(noisy(seed=8, skill=0.5), noisy(seed=9, skill=0.5), "f1_macro") > 0.05
     with pytest.raises(ValueError, match="their references differ"):
         paired_bootstrap(one_of([0, 1], [0, 1]), one_of([1, 1], [0, 1]), "accuracy")
+
+
+def test_rows_of_the_confusion_are_the_truth() -> None:
+    ((_, counts, names),) = confusion(one_of([0, 0, 0, 1, 1, 2], [0, 0, 1, 1, 2, 2]), ("a", "b", "c"), multi=False)
+    assert counts.tolist() == [[2, 1, 0], [0, 1, 1], [0, 0, 1]] and names == ("a", "b", "c")
+    truth = np.array([[1, 1], [0, 1], [0, 0], [1, 0]], dtype=bool)
+    prediction = np.array([[1, 1], [1, 1], [0, 0], [0, 0]], dtype=bool)
+    found = confusion(Predicted(truth, prediction, prediction.astype(float)), ("a", "b"), multi=True)
+    assert [(title, counts.tolist(), names) for title, counts, names in found] == [
+        ("a", [[1, 1], [1, 1]], ("no", "yes")),
+        ("b", [[2, 0], [0, 2]], ("no", "yes")),
+    ]
 
 
 @pytest.mark.parametrize("multi", [False, True])

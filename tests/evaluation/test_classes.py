@@ -4,9 +4,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support import compose, encoding
-from vlmft.encoding.encoder import Encoded
-from vlmft.errors import ConfigError
+from tests.support import compose, encoding, tiny, tiny_processor
+from vlmft.encoding.encoder import Encoded, Encoder
+from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation import Generate
 from vlmft.evaluation.answers import Answer, read_answers, write_answers
 from vlmft.evaluation.classes import ClassJudge
@@ -36,7 +36,8 @@ def judge(*truth: tuple[str, ...], multi: bool = False, names: tuple[str, ...] =
     ]
     evaluation = compose("trainer=classification").evaluation
     assert isinstance(evaluation, Generate)
-    encoder, collator = encoding()
+    _, collator = encoding()
+    encoder = Encoder(tiny(), tiny_processor(), learns=Labels)
     return ClassJudge(
         evaluation.model_copy(update={"batch_size": 3} | spec),
         encoder,
@@ -128,6 +129,20 @@ def test_auroc_is_left_out_where_it_is_undefined() -> None:
         ConfigError, match="evaluation.best_by: auroc is undefined where a class has no held-out sample"
     ):
         judge(("cat",), ("dog",), every_steps=1, best_by="auroc")
+
+
+def test_a_held_out_sample_without_a_class_is_named(of_four: ClassJudge) -> None:
+    plain = Sample("mine/plain", (Message("user", ("Which?",)), Message("assistant", ("cat",))), "a.json:1, row 0")
+    with pytest.raises(DataError, match=r"^mine/plain \(a.json:1, row 0\): it holds answers .*trainer=classification"):
+        ClassJudge(
+            of_four.spec,
+            of_four.encoder,
+            of_four.collator,
+            [plain],
+            classes=of_four.classes,
+            frequencies=[1.0, 0.0, 0.0],
+            threshold=0.5,
+        )
 
 
 def test_the_confusion_matrix_is_drawn_into_the_run(of_four: ClassJudge, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ def wait_in(place):
 """
 WHILE_EVALUATING = """
 from vlmft.evaluation.generate import Evaluator
-Evaluator._generate = lambda *_: wait_in("evaluating")
+Evaluator._all_said = lambda *_: wait_in("evaluating")
 """
 
 

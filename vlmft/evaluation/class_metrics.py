@@ -145,7 +145,7 @@ def draw_confusion(path: "Path", predicted: Predicted, classes: Sequence[str], m
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    matrices = _matrices(predicted, classes, multi)
+    matrices = confusion(predicted, classes, multi)
     columns = min(4, len(matrices))
     rows = -(-len(matrices) // columns)
     size = (max(3.2, 0.55 * len(matrices[0][2]) + 2) * columns, max(3.0, 0.5 * len(matrices[0][2]) + 1.6) * rows)
@@ -165,7 +165,8 @@ def draw_confusion(path: "Path", predicted: Predicted, classes: Sequence[str], m
     figure.savefig(path)
 
 
-def _matrices(predicted: Predicted, classes: Sequence[str], multi: bool) -> list[tuple[str, Array, Sequence[str]]]:
+def confusion(predicted: Predicted, classes: Sequence[str], multi: bool) -> list[tuple[str, Array, Sequence[str]]]:
+    """Title, counts [true, predicted] and the names of rows and columns: one of all classes, or a 2 x 2 of each."""
     from sklearn.metrics import confusion_matrix, multilabel_confusion_matrix
 
     if multi:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlmft.data.problems import naming_sample
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.errors import ConfigError
@@ -44,6 +45,10 @@ class ClassJudge(BatchJudge[list[float]]):
     Args:
         frequencies: of the classes in the training data. They are the base: an untrained head says nothing.
         threshold: of several labels, the least probability of a predicted class.
+
+    Raises:
+        ConfigError: the best state is to be chosen by a figure that the samples leave undefined.
+        DataError: a sample has no class.
     """
 
     def __init__(
@@ -62,8 +67,10 @@ class ClassJudge(BatchJudge[list[float]]):
         self.threshold = threshold
         self.truth = np.zeros((len(samples), len(classes.names)), dtype=bool)
         for row, sample in enumerate(samples):
-            assert isinstance(sample.target, Labels)
-            self.truth[row, list(classes.numbers(sample.target))] = True
+            with naming_sample(sample.id, sample.place):
+                target = encoder.learnt(sample).target
+            assert isinstance(target, Labels)
+            self.truth[row, list(classes.numbers(target))] = True
         undefined = [name for name, own in zip(classes.names, self.truth.T, strict=True) if own.all() or not own.any()]
         if undefined and spec.best_by == AUROC:
             raise ConfigError(

@@ -11,7 +11,7 @@ from vlmft.config.spec import validate
 from vlmft.errors import ConfigError, StorageError
 from vlmft.models.heads import HeadSpec
 from vlmft.recipes.dtypes import torch_dtype
-from vlmft.recipes.saved import PROVENANCE, open_saved, read_weights, saved_folder
+from vlmft.recipes.saved import CLASSIFIER, PROVENANCE, open_saved, read_weights, saved_folder
 from vlmft.types import Classes
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from vlmft.models.classifier import Classifier, Head
 
-KEY = "classifier"
-"""Of vlmft.json."""
 MERGED = "classifier.json"
 """What a merged model has in its stead."""
 _WEIGHTS = "head.safetensors"
@@ -82,7 +80,7 @@ def load_earlier_head(path: str | Path, head: "Head", spec: HeadSpec, classes: C
         ConfigError: it was trained for other classes, or is another head.
     """
     folder = saved_folder(path)
-    found = json.loads((folder / PROVENANCE).read_text()).get(KEY)
+    found = json.loads((folder / PROVENANCE).read_text()).get(CLASSIFIER)
     if found is None:
         return
     record = HeadRecord.of(found)
@@ -101,10 +99,10 @@ def copy_head(source: Path, record: Mapping[str, Any], out: Path) -> bool:
     Args:
         record: of `source`, its vlmft.json.
     """
-    if KEY not in record:
+    if CLASSIFIER not in record:
         return False
     shutil.copyfile(source / _WEIGHTS, out / _WEIGHTS)
-    (out / MERGED).write_text(json.dumps(record[KEY], indent=2) + "\n", encoding="utf-8")
+    (out / MERGED).write_text(json.dumps(record[CLASSIFIER], indent=2) + "\n", encoding="utf-8")
     return True
 
 
@@ -132,10 +130,10 @@ def load_classifier(
         folder, found, dtype = plain, json.loads((plain / MERGED).read_text()), model.dtype
     else:
         saved = open_saved(path, trust_remote_code)
-        if KEY not in saved.record:
+        if CLASSIFIER not in saved.record:
             raise ConfigError(f"{saved.folder}: holds no classification head; load it with vlmft.load")
         model, processor = saved.load(device)
-        folder, found, dtype = saved.folder, saved.record[KEY], torch_dtype(saved.precision)
+        folder, found, dtype = saved.folder, saved.record[CLASSIFIER], torch_dtype(saved.precision)
     record = HeadRecord.of(found)
     head = load_head(folder, record).to(device)
     classifier = Classifier(model, head, record.head.pooling, dtype).requires_grad_(False).eval()

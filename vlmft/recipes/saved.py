@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 PROVENANCE = "vlmft.json"
+CLASSIFIER = "classifier"
+"""The key of `PROVENANCE` that says what a classification head is; see `heads`."""
 _FORMAT = 1
 _TRAINED = "trained.safetensors"
 
@@ -97,7 +99,7 @@ def load(path: str | Path, device: "str | torch.device" = "cpu", *, trust_remote
             code that is not trusted, or it is a classifier, whose head would be left behind.
     """
     saved = open_saved(path, trust_remote_code)
-    if "classifier" in saved.record:
+    if CLASSIFIER in saved.record:
         raise ConfigError(f"{saved.folder}: holds a classifier; vlmft.load_classifier loads it with its head")
     return saved.load(device)
 

@@ -94,7 +94,7 @@ class ClassificationTask(Task):
             evaluation,
             kit.encoder,
             kit.collator,
-            [kit.encoder.learnt(sample) for sample in samples],
+            samples,
             classes=self.classes,
             frequencies=[count / self.num_labelled for count in self.counts.values()],
             threshold=self.trainer.threshold,
@@ -179,10 +179,11 @@ class ClassificationTask(Task):
         return model.model
 
     def save(self, folder: Path, model: Any) -> dict[str, Any]:
-        """Write the head; vlmft.json says what it is, and what was asked."""
+        """Write the head; vlmft.json says what it is."""
         from vlmft.models.classifier import hidden_size_of
-        from vlmft.recipes.heads import KEY, HeadRecord, save_head
+        from vlmft.recipes.heads import HeadRecord, save_head
+        from vlmft.recipes.saved import CLASSIFIER
 
         save_head(folder, model.head)
         record = HeadRecord(self.trainer.head, self.classes, hidden_size_of(model.model), self.trainer.threshold)
-        return {KEY: record.to_json()}
+        return {CLASSIFIER: record.to_json()}
