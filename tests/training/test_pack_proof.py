@@ -9,6 +9,7 @@ from tests.training.conftest import Bench
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError
+from vlmft.models import packing
 from vlmft.models.packing import borders, use_packed_attention
 from vlmft.training import pack_proof
 from vlmft.training.pack_proof import BOUNDS, PackProof
@@ -16,6 +17,14 @@ from vlmft.training.sft import SupervisedObjective
 
 MakeBench = Callable[..., Bench]
 WORDS = ("batching=packed", "global_batch_size=8", "trainer.max_steps=2", "trainer.num_workers=0", "optim.warmup=0")
+
+
+class Shifted(Collator):
+    """Counts the positions of every sample from 0 in time, height and width alike, as if it had no pictures."""
+
+    def for_loss(self, samples: Sequence[Encoded], model: Any) -> Any:
+        inputs, labels = super().for_loss(samples, model)
+        return inputs | {"position_ids": inputs["position_ids"][:1].expand(4, -1, -1)}, labels
 
 
 class Leaking(Collator):
@@ -89,6 +98,22 @@ def test_a_leak_stops_the_run_before_anything_is_trained(packing_bench: MakeBenc
     with pytest.raises(ConfigError, match=rf"^batching=packed: sample mine/\w+, number \d of \d {said} .*; nothing "):
         made.trainer.train()
     assert made.weights() == before and made.said == []  # type: ignore[attr-defined]
+
+
+def test_positions_that_are_not_the_models_own_stop_the_run(packing_bench: MakeBench) -> None:
+    """They are the same in a pack of one: what it is compared with is counted by the model itself."""
+    made = packing_bench("recipe=fft", kind=Shifted)
+    with pytest.raises(ConfigError, match="is not computed as it is alone"):
+        made.gradients(made.step())
+
+
+def test_a_kernel_that_is_wrong_for_each_sample_alike_stops_the_run(
+    packing_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "_window", lambda query, size: query.new_ones(1, 1, *[query.shape[2]] * 2).bool())
+    made = packing_bench("recipe=fft")
+    with pytest.raises(ConfigError, match="is not computed as it is alone"):  # no causality
+        made.gradients(made.step())
 
 
 def test_a_difference_that_is_no_number_stops_the_run(

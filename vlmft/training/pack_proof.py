@@ -1,5 +1,8 @@
 """A run's own look at its first pack: one sample's answer in the pack against the same sample alone.
 
+Alone, it is a row with an attention mask, as it is in `batching=grouped`: another kernel computes it, and the model
+counts its positions itself, so that a mistake in either of the pack's own ways shows as well.
+
 K = supervised tokens of that sample, V = vocabulary.
 """
 
@@ -68,17 +71,18 @@ class PackProof:
         was_training = model.training
         model.eval()  # no dropout
         with torch.no_grad():
-            alone = self._logits(model, [pack[number]])
+            alone = _logits(model, self.collator.on_device([pack[number]], model))
             before = sum(sample.num_supervised for sample in pack[:number])
-            packed = self._logits(model, pack)[before : before + len(alone)]
+            packed = _logits(model, self.collator.for_loss(pack, model))[before : before + len(alone)]
         model.train(was_training)
         shares = (packed - alone).square().mean(-1).sqrt() / alone.square().mean(-1).sqrt()
         return float(shares.max() if self.precision == "fp32" else shares.median())
 
-    def _logits(self, model: Any, samples: Sequence[Encoded]) -> "Tensor":
-        """Float32 [K of all samples, V]."""
-        logits, _ = supervised_logits(model, *self.collator.for_loss(samples, model))
-        return logits[0].float()
+
+def _logits(model: Any, batch: "tuple[dict[str, Tensor], Tensor]") -> "Tensor":
+    """Of one row's supervised tokens, float32 [K, V]."""
+    logits, _ = supervised_logits(model, *batch)
+    return logits[0].float()
 
 
 def _to_compare(packs: Sequence[Sequence[Encoded]]) -> tuple[Sequence[Encoded], int] | None:
