@@ -32,13 +32,14 @@ from tests.models.families import (
 from tests.models.matrix import SHIPPED, expected, trained
 from tests.recipes.training import Trained, save_trained
 from tests.support import CPU, PROJECT, compose, with_recipe
-from vlmft.assembly import probe
 from vlmft.encoding.collate import Batch
 from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError
 from vlmft.recipes.groups import parameter_groups
 from vlmft.recipes.merge import load_merged
+from vlmft.recipes.probe import freeze_unreached
 from vlmft.recipes.saved import open_saved
+from vlmft.tasks.base import probe_loss
 from vlmft.training.loss import supervised_loss
 
 RECORDED = Path(__file__).with_name("recorded_losses.json")
@@ -129,7 +130,8 @@ def three_steps(family: Family, recipe: str) -> tuple[Any, list[str], list[float
     config = compose(f"model=tiny_{family.name}", f"recipe={recipe}")
     torch.manual_seed(0)
     model = with_recipe(config)
-    unreached = probe(model, encoder_of(family), collator_of(family), CPU)
+    parts = (encoder_of(family), collator_of(family))
+    unreached = freeze_unreached(model, lambda probed: probe_loss(probed, *parts))
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer = torch.optim.AdamW(parameter_groups(model, config.recipe, config.model, config.optim.lr, 0.0))
     model.train()
