@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,10 @@ from tests.models.families import (
 )
 from tests.support import CPU, compose, with_recipe
 from vlmft.encoding.encoder import Encoded
+from vlmft.encoding.probe import probe_sample
 from vlmft.models import LinearHead, MlpHead
 from vlmft.models.classifier import Classifier, Head, backbone_of, pool
+from vlmft.recipes.probe import freeze_unreached
 from vlmft.types import Image, Sample, Video
 
 LINEAR = LinearHead(pooling="last", dropout=0.0, lr_factor=1.0, lr=None)
@@ -153,3 +156,23 @@ def test_the_head_learns_and_the_model_as_its_recipe_says(tmp_path: Path, recipe
             assert parameter.grad is None, name
         elif "lora_A" not in name and not (name.endswith("lm_head.weight")):
             assert parameter.grad is not None and parameter.grad.any(), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_learns_from_every_kind_of_sample(family: Family, tmp_path: Path) -> None:
+    """Of what a gradient reaches, each weight has one: of all that was left as it is, the LM head is the one."""
+    model = Classifier(
+        with_recipe(compose(f"model=tiny_{family.name}", "recipe=fft")), random_head(), "last", torch.float32
+    )
+    encoder, collator = encoder_of(family), collator_of(family)
+    probe = collator.on_device([probe_sample(encoder)], model)[0]
+    unreached = freeze_unreached(model.model, lambda _: model.pooled(**probe).sum())
+    known = re.compile(f"^lm_head\\.weight$|{family.unreached or '$.'}")
+    assert [name for name in unreached if not known.search(name)] == []
+    model.train()
+    for number, sample in enumerate(samples_of(family, tmp_path)):
+        logits = model(**collator.on_device([encoder.encode_prompt(sample)], model)[0])
+        torch.nn.functional.cross_entropy(logits, torch.tensor([number])).backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    assert without == []
