@@ -13,6 +13,7 @@ from tests.support import compose, encoding, with_recipe, write_llava
 from vlmft.data import LLaVADataset
 from vlmft.data.mixture import Mixture, MixturePart
 from vlmft.encoding.loading import EncodedGroup
+from vlmft.models.packing import use_packed_attention
 from vlmft.recipes.groups import parameter_groups
 from vlmft.training.arguments import training_arguments
 from vlmft.training.sft import SupervisedObjective
@@ -72,6 +73,10 @@ def bench(tmp_path: Path, data_file: Path) -> Iterator[Callable[..., Bench]]:
             tmp_path, config.trainer, config.optim, config.strategy, config.precision, config.seed, plan.num_steps
         )
         encoder, collator = encoding(config.batching.max_tokens, config.model)
+        collator.packs = config.batching.packs
+        model = with_recipe(config)
+        if config.batching.packs:
+            use_packed_attention(model)
         steps = StepDataset(mixture, encoder, plan, rank=0)
         lines: list[dict[str, Any]] = []
         parts = {
@@ -87,7 +92,7 @@ def bench(tmp_path: Path, data_file: Path) -> Iterator[Callable[..., Bench]]:
             "stop": StopRequest(),
             "on_log": lines.append,
         }
-        return Bench(StepTrainer(with_recipe(config), args, Parts(**(parts | replaces)), []), steps, lines)
+        return Bench(StepTrainer(model, args, Parts(**(parts | replaces)), []), steps, lines)
 
     threads = torch.get_num_threads()
     yield make

@@ -211,8 +211,10 @@ class TestResume:
         assert stopped.lines[-1]["pass"] == 1
         assert_same_run(whole, stopped, train(begin()))
 
-    def test_with_several_micro_batches_a_step(self, begin: Begin) -> None:
-        words = (*DROPOUT, "global_batch_size=6", "batching.max_tokens=110", "trainer.max_steps=4")
+    @pytest.mark.parametrize("batching", ["grouped", "packed"])
+    def test_with_several_micro_batches_a_step(self, begin: Begin, batching: str) -> None:
+        words = (*DROPOUT, "global_batch_size=6", f"batching={batching}", "batching.max_tokens=110")
+        words += ("trainer.max_steps=4",)
         whole = train(begin(*words, folder="undisturbed"))
         assert min(line["micro_batches"] for line in whole.lines) > 1
         stopped = terminated_at(begin(*words), 2)

@@ -10,7 +10,7 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError
 from vlmft.models import packing
-from vlmft.models.packing import borders, use_packed_attention
+from vlmft.models.packing import borders
 from vlmft.training import pack_proof
 from vlmft.training.pack_proof import BOUNDS, PackProof
 from vlmft.training.sft import SupervisedObjective
@@ -44,7 +44,6 @@ def packing_bench(bench: MakeBench) -> MakeBench:
         parts = {"collator": collator, "objective": SupervisedObjective(collator), "look_at_packs": proof}
         made = bench(*WORDS, *words, **(parts | replaces))
         made.said = said  # type: ignore[attr-defined]
-        use_packed_attention(made.model)
         return made
 
     return make
