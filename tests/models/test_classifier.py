@@ -161,7 +161,7 @@ def test_the_head_learns_and_the_model_as_its_recipe_says(tmp_path: Path, recipe
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_every_family_learns_from_every_kind_of_sample(family: Family, tmp_path: Path) -> None:
-    """Of what a gradient reaches, each weight has one: of all that was left as it is, the LM head is the one."""
+    """Trained in full, every weight gets a gradient but the LM head's and those that never get one."""
     model = Classifier(
         with_recipe(compose(f"model=tiny_{family.name}", "recipe=fft")), random_head(), "last", torch.float32
     )

@@ -141,6 +141,8 @@ def test_a_merged_model_keeps_its_head(of_lora: tuple[ClassBench, Path], tmp_pat
     made, final = of_lora
     merged = merge(tmp_path, final)
     assert (merged / "head.safetensors").read_bytes() == (final / "head.safetensors").read_bytes()
+    card = (merged / "README.md").read_text()
+    assert "It was trained to tell cat, dog, fish apart, by a head in place of the LM's" in card
     model, _, classes = load_classifier(merged)
     assert classes == Classes(CLASSES) and not hasattr(model.model, "peft_config")
     judge = made.task.judge(made.kit)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmft.models.spec import ModelSpec
+from vlmft.recipes.saved import CLASSIFIER
 from vlmft.recipes.table import describe_policy
 from vlmft.run_folder import RunFolder
 
@@ -54,6 +55,7 @@ def model_card(saved: "Saved", base_model: str | None, dtype: str, asked_by: str
             f"merged into their base, in {dtype}; transformers loads them with `AutoModelForImageTextToText` and "
             "`AutoProcessor`.",
             *(["", f"{prompts_need(asked_by)}."] if asked_by else []),
+            *(["", _of_the_head(saved.record[CLASSIFIER])] if CLASSIFIER in saved.record else []),
             "",
             "## Intended use",
             "",
@@ -85,6 +87,13 @@ def prompts_need(asked_by: str) -> str:
     if asked_by == "enable_thinking=False":
         return "It was trained to answer without thinking: `apply_chat_template(..., enable_thinking=False)` asks so"
     return f"It was trained to answer behind `{asked_by}`, which its chat template does not write: end prompts so"
+
+
+def _of_the_head(record: Mapping[str, Any]) -> str:
+    return (
+        f"It was trained to tell {', '.join(record['classes'])} apart, by a head in place of the LM's: "
+        "head.safetensors, described in classifier.json. `vlmft.load_classifier` loads both."
+    )
 
 
 def hub_id(family: ModelSpec) -> str | None:
