@@ -97,7 +97,7 @@ def _train_without_dropout(model: Any) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["fft", "lora_llm"])
-@pytest.mark.parametrize("family", marked("qwen25vl", "llava_onevision"))
+@pytest.mark.parametrize("family", marked("qwen25vl"))
 def test_loss_and_gradients_of_a_pack_are_the_sums_of_its_samples(family: Family, recipe: str, tmp_path: Path) -> None:
     model, encoded = model_of(family, recipe), samples(family, tmp_path)
     expected, own = alone(family, model, encoded)
@@ -114,7 +114,7 @@ def test_loss_and_gradients_of_a_pack_are_the_sums_of_its_samples(family: Family
         assert largest_difference(gradients(model), own) < 1e-5, checkpointing
 
 
-@pytest.mark.parametrize("family", marked("qwen25vl", "qwen3vl", "glm4v_moe", "smolvlm", "llava_next", "mistral3"))
+@pytest.mark.parametrize("family", marked("qwen25vl", "glm4v_moe", "smolvlm", "llava_next"))
 def test_logits_are_those_of_each_sample_alone_whatever_stands_before_it(family: Family, tmp_path: Path) -> None:
     model, encoded = model_of(family), samples(family, tmp_path)
     with torch.no_grad():
