@@ -90,6 +90,19 @@ def test_solutions_that_a_reward_cannot_use_are_listed_before_weights_are_loaded
     task_of(compose("trainer=grpo", "reward=iou", "check_s=0")).check_data(kit(tmp_path))  # there is no time to look
 
 
+@pytest.mark.parametrize(("most", "warned"), [(8, False), (9, True)])
+def test_an_evaluation_that_cuts_answers_shorter_than_training_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, most: int, warned: bool
+) -> None:
+    config = compose(*REWARDED, f"trainer.max_new_tokens={most}", "evaluation.max_new_tokens=8")
+    given = kit(tmp_path)
+    given.collator, given.stop = encoding()[1], SimpleNamespace(obey=lambda: None)
+    task = task_of(config)
+    assert task.judge_of(given, config.evaluation, []).num_samples == 0  # type: ignore[arg-type]
+    said = "evaluation.max_new_tokens=8 cuts held-out answers that training lets grow to 9 tokens"
+    assert (said in caplog.text) == warned
+
+
 def judged(tmp_path: Path, *metrics: str) -> tuple[RewardedEvaluator, Any]:
     config = compose(*REWARDED, f"metric={'+'.join(metrics)}", "evaluation.max_new_tokens=4")
     samples = read_llava(write_llava(tmp_path))[:3]

@@ -75,7 +75,7 @@ class Collator:
 
         input_ids = padded([sample.input_ids for sample in samples], self.pad_token_id)
         supervised = padded([sample.supervised for sample in samples], False)
-        lengths = torch.tensor([sample.num_tokens for sample in samples])[:, None]
+        lengths = torch.tensor([len(sample.input_ids) for sample in samples])[:, None]
         place = torch.arange(input_ids.shape[1])
         filled = place < lengths if padding_side == "right" else place >= input_ids.shape[1] - lengths
         attention_mask = filled.long()

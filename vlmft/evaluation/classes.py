@@ -1,7 +1,6 @@
 """Judges a classifier on held-out samples. C = classes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +23,12 @@ from vlmft.evaluation.class_metrics import (
     paired_bootstrap,
 )
 from vlmft.evaluation.compare import Comparison, compare
+from vlmft.evaluation.measures import Scale
 from vlmft.evaluation.specs import Generate
 from vlmft.models.classifier import predicted, probabilities
 from vlmft.types import Classes, Labels, Sample
 
 ACCURACY = FIGURES[0]
-
-
-@dataclass(frozen=True)
-class _Score:
-    """A figure's `Measure`."""
-
-    is_binary: bool
-    is_bounded: bool = True
 
 
 class ClassJudge(BatchJudge[list[float]]):
@@ -78,7 +70,14 @@ class ClassJudge(BatchJudge[list[float]]):
                 f"{', '.join(undefined)}; hold out others, or take f1_macro"
             )
         names = [name for name in FIGURES if name != AUROC or not undefined]
-        super().__init__(spec, {name: _Score(name == ACCURACY) for name in names}, encoder, collator, samples, **places)
+        super().__init__(
+            spec,
+            {name: Scale(name == ACCURACY, is_bounded=True) for name in names},
+            encoder,
+            collator,
+            samples,
+            **places,
+        )
         common = self._chosen([self.frequencies])[0]
         self.base_name = f"always {', '.join(common) or 'no class'}"
 

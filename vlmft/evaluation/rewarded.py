@@ -1,25 +1,18 @@
 """Greedy answers, scored by a run's rewards beside its metrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.evaluation.answers import Answer
 from vlmft.evaluation.generate import Evaluator
+from vlmft.evaluation.measures import OF_REWARDS
 from vlmft.evaluation.specs import Generate
 from vlmft.scoring import MetricSpec, Reward, weighted_sum
 from vlmft.scoring.rewards import OWN, TOTAL
 from vlmft.types import Sample
-
-
-@dataclass(frozen=True)
-class _Total:
-    """The weighted sum, in the weights' own unit: with 2 and 5, from 0 to 7."""
-
-    is_binary: bool = False
-    is_bounded: bool = False
 
 
 class RewardedEvaluator(Evaluator):
@@ -43,7 +36,7 @@ class RewardedEvaluator(Evaluator):
         scored = {OWN + name: reward.metric for name, reward in rewards.items()}
         super().__init__(spec, encoder, collator, samples, scored | dict(metrics), **others)
         self.rewards = rewards
-        self.measures = {TOTAL: _Total(), **self.measures}
+        self.measures = {TOTAL: OF_REWARDS, **self.measures}
 
     def answer(self, model: Any) -> list[Answer]:
         """See `Evaluator.answer`."""

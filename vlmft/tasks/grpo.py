@@ -1,5 +1,6 @@
 """Group relative policy optimisation."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -80,6 +81,13 @@ class GrpoTask(Task):
         """Greedy answers, scored by the rewards and the chosen metrics."""
         from vlmft.evaluation.rewarded import RewardedEvaluator
 
+        if evaluation.max_new_tokens < self.spec.max_new_tokens and rank() == 0:
+            logging.getLogger(__name__).warning(
+                "evaluation.max_new_tokens=%d cuts held-out answers that training lets grow to %d tokens "
+                "(trainer.max_new_tokens); a cut answer earns less than it could: raise it",
+                evaluation.max_new_tokens,
+                self.spec.max_new_tokens,
+            )
         return RewardedEvaluator(
             evaluation,
             kit.encoder,

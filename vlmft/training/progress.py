@@ -46,8 +46,10 @@ class TrainingProgress:
         if "loss" not in figures:
             return
         step = int(figures["step"])
+        reward = f"reward {figures['reward']:.3f}  " if "reward" in figures else ""  # the loss says little beside it
         text = (
-            f"loss {figures['loss']:.4f}  lr {figures['learning_rate']:.2e}  {figures['samples_per_s']:.1f} samples/s"
+            f"{reward}loss {figures['loss']:.4f}  lr {figures['learning_rate']:.2e}  "
+            f"{figures['samples_per_s']:.1f} samples/s"
         )
         if figures["supervised_tokens_per_s"]:
             text += f"  {figures['supervised_tokens_per_s']:.0f} supervised tokens/s"
