@@ -115,6 +115,24 @@ def test_a_kernel_that_is_wrong_for_each_sample_alike_stops_the_run(
         made.gradients(made.step())
 
 
+def test_memory_that_runs_out_in_it_leads_to_smaller_packs(
+    packing_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = packing_bench(max_oom_retries=1)
+    real, sizes = Collator.for_loss, []
+
+    def for_loss(self: Collator, samples: Sequence[Encoded], model: Any) -> Any:
+        sizes.append((len(samples), model.training))
+        if len(samples) == 8:
+            raise torch.OutOfMemoryError("no memory is left")
+        return real(self, samples, model)
+
+    monkeypatch.setattr(Collator, "for_loss", for_loss)
+    made.gradients(made.step())
+    assert sizes == [(8, False), (4, False), (4, True), (4, True)]
+    assert len(made.said) == 1  # type: ignore[attr-defined]
+
+
 def test_a_difference_that_is_no_number_stops_the_run(
     packing_bench: MakeBench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

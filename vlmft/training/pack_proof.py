@@ -70,11 +70,13 @@ class PackProof:
         model = getattr(model, "module", model)  # without DDP, whose ranks would wait for each other
         was_training = model.training
         model.eval()  # no dropout
-        with torch.no_grad():
-            alone = _logits(model, self.collator.on_device([pack[number]], model))
-            before = sum(sample.num_supervised for sample in pack[:number])
-            packed = _logits(model, self.collator.for_loss(pack, model))[before : before + len(alone)]
-        model.train(was_training)
+        try:
+            with torch.no_grad():
+                alone = _logits(model, self.collator.on_device([pack[number]], model))
+                before = sum(sample.num_supervised for sample in pack[:number])
+                packed = _logits(model, self.collator.for_loss(pack, model))[before : before + len(alone)]
+        finally:  # where memory runs out, the step is tried again
+            model.train(was_training)
         shares = (packed - alone).square().mean(-1).sqrt() / alone.square().mean(-1).sqrt()
         return float(shares.max() if self.precision == "fp32" else shares.median())
 
