@@ -302,8 +302,8 @@ def evaluate_every(judge: "Judge", trainer: "StepTrainer", folder: RunFolder) ->
         trainer.report({f"eval/{name}": value for name, value in scores.items()})
         if best_by is not None and trainer.checkpoints is not None:
             trainer.checkpoints.consider(best_by, scores[best_by])
-        if trainer.parts.objective.judged(scores):
-            trainer.control.should_training_stop = True
+        trainer.parts.objective.judged(scores)
+        trainer.control.should_training_stop = trainer.parts.objective.is_over
         trainer.meters.restart()
 
     trainer.judge = judge_now

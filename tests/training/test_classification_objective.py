@@ -195,27 +195,46 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(tmp_path: Path, data_fi
     assert len(lines) == 4 and others == lines[2:]
 
 
+def over(patience: Patience, *scores: float) -> list[bool]:
+    """Whether it is at its end after each of these evaluations."""
+    found = []
+    for score in scores:
+        patience.count(score)
+        found.append(patience.is_over)
+    return found
+
+
 class TestPatience:
+    WORDS = ("trainer.early_stopping.patience=2", "evaluation.every_steps=1", "evaluation.best_by=f1_macro")
+
     def test_counts_evaluations_without_a_better_score(self) -> None:
         patience = Patience(EarlyStopping(patience=2, threshold=0.1))
         # 0.55 beats 0.5 by less than 0.1; 0.65 beats it by more; then two do not.
-        assert [patience.is_over(score) for score in (0.5, 0.55, 0.65, 0.7, 0.74)] == [False] * 4 + [True]
+        assert over(patience, 0.5, 0.55, 0.65, 0.7, 0.74) == [False] * 4 + [True]
         assert patience.best == 0.65
 
     def test_of_none_never_ends(self) -> None:
-        patience = Patience(EarlyStopping(patience=None, threshold=0.0))
-        assert not any(patience.is_over(0.1) for _ in range(50))
+        assert not any(over(Patience(EarlyStopping(patience=None, threshold=0.0)), *[0.1] * 50))
 
     def test_an_equal_score_is_no_better(self) -> None:
-        patience = Patience(EarlyStopping(patience=1, threshold=0.0))
-        assert [patience.is_over(score) for score in (0.5, 0.5)] == [False, True]
+        assert over(Patience(EarlyStopping(patience=1, threshold=0.0)), 0.5, 0.5) == [False, True]
 
     def test_is_part_of_a_checkpoint(self, tmp_path: Path, data_file: Path) -> None:
-        words = ("trainer.early_stopping.patience=2", "evaluation.every_steps=1", "evaluation.best_by=f1_macro")
-        made = class_bench(tmp_path, labelled_config(data_file, *words))
+        made = class_bench(tmp_path, labelled_config(data_file, *self.WORDS))
         objective = made.trainer.parts.objective
-        assert [objective.judged({"f1_macro": score, "accuracy": 1.0}) for score in (0.5, 0.4)] == [False, False]
-        state = objective.state()
+        for score in (0.5, 0.4):
+            objective.judged({"f1_macro": score, "accuracy": 1.0})
+        assert not objective.is_over and objective.state() == {"best": 0.5, "waited": 1}
         other = made.task.objective(made.model, made.kit)
-        other.restore(state)
-        assert other.judged({"f1_macro": 0.45}) and state == {"best": 0.5, "waited": 1}
+        other.restore(objective.state())
+        other.judged({"f1_macro": 0.45})
+        assert other.is_over
+
+    def test_a_run_that_had_ended_is_resumed_without_a_step(self, tmp_path: Path, data_file: Path) -> None:
+        """As where a signal came during the step that was its last."""
+        made = class_bench(tmp_path, labelled_config(data_file, *self.WORDS, "trainer.max_steps=3"))
+        before = {name: weight.clone() for name, weight in made.model.state_dict().items()}
+        made.trainer.parts.objective.restore({"best": 0.5, "waited": 2})
+        made.trainer.train()
+        assert made.trainer.state.global_step == 0 and made.lines == []
+        assert_equal(dict(made.model.state_dict()), before)

@@ -66,9 +66,15 @@ class ClassificationObjective(Objective[Encoded]):
             figures=self._figures(logits.detach().cpu(), losses.detach().cpu(), numbers),
         )
 
-    def judged(self, scores: Mapping[str, float]) -> bool:
-        """See `Objective.judged`: whether patience is at its end."""
-        return self.best_by is not None and self.patience.is_over(scores[self.best_by])
+    def judged(self, scores: Mapping[str, float]) -> None:
+        """See `Objective.judged`."""
+        if self.best_by is not None:
+            self.patience.count(scores[self.best_by])
+
+    @property
+    def is_over(self) -> bool:
+        """See `Objective.is_over`: whether patience is at its end."""
+        return self.patience.is_over
 
     def state(self) -> dict[str, Any]:
         """See `Objective.state`."""
@@ -105,10 +111,14 @@ class Patience:
         self.best: float | None = None
         self.waited = 0
 
-    def is_over(self, score: float) -> bool:
-        """Count an evaluation; whether as many as `patience` have been waited for a better one."""
+    def count(self, score: float) -> None:
+        """Count an evaluation."""
         if self.best is None or score > self.best + self.spec.threshold:
             self.best, self.waited = score, 0
         else:
             self.waited += 1
+
+    @property
+    def is_over(self) -> bool:
+        """Whether as many evaluations as `patience` have been waited for a better one."""
         return self.spec.patience is not None and self.waited >= self.spec.patience

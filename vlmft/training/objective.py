@@ -95,8 +95,12 @@ class Objective(ABC, Generic[U]):
             weights: the sums of `weights` over the whole step and all ranks.
         """
 
-    def judged(self, scores: Mapping[str, float]) -> bool:
-        """Take note of an evaluation while training; True ends the run here. Called on all ranks alike."""
+    def judged(self, scores: Mapping[str, float]) -> None:  # noqa: B027 (most take no note)
+        """Take note of an evaluation while training. Called on all ranks alike."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is to end before its last step, the same on all ranks."""
         return False
 
     def state(self) -> dict[str, Any]:

@@ -298,6 +298,13 @@ class StepTrainer(Trainer):
             )
         return norm
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing where a run is resumed whose objective had ended it already."""
+        if self.parts.objective.is_over:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Trainer's place for evaluating, between a step's figures and its checkpoint."""
         self.control.should_evaluate = False  # else the end of the epoch, after the last step, would do it again
