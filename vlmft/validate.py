@@ -45,7 +45,8 @@ def validate(config: ValidateConfig, composition: Composition) -> int:
     from vlmft.training.step_plan import refuse_uneven_shares
 
     refuse_packing(config)
-    task_of(config).check()
+    task = task_of(config)
+    task.check()
     ranks = number_of_ranks(config.strategy)
     refuse_uneven_shares(config.global_batch_size, ranks)
     config.model.refuse_missing_folder()
@@ -58,6 +59,7 @@ def validate(config: ValidateConfig, composition: Composition) -> int:
             report.found(problems)
             report.progress(done, scan.num_samples)
         DataError.raise_if(report.finish(config, scan, ranks))
+        task.prepare(data)
         report.screen.print("a run would start, and not stop for its data")
     return 0
 

@@ -8,12 +8,14 @@ import pytest
 
 from tests.support import compose, literally
 from tests.training.classifying import labelled_config, opened_data, write_labelled
+from vlmft.config.app import Composition
 from vlmft.data import ClassificationDataset
 from vlmft.errors import ConfigError, DataError
 from vlmft.tasks import task_of
 from vlmft.tasks.classification import ClassificationTask
 from vlmft.train import TrainConfig
 from vlmft.types import Classes
+from vlmft.validate import ValidateConfig, validate
 
 COUNTS = "trainer.early_stopping.patience: counts evaluations by their score"
 JUDGED = ("evaluation.every_steps=5", "evaluation.best_by=f1_macro")
@@ -107,6 +109,17 @@ def test_an_empty_class_is_named_where_it_would_be_weighed_or_drawn(data_file: P
     made = task(config)
     made.prepare(opened_data(config))
     assert made.counts == {"cat": 2, "dog": 2, "fish": 0}
+
+
+def test_validate_says_it_as_well(data_file: Path, tmp_path: Path) -> None:
+    """After all samples have been looked at, and whatever they are."""
+    config = labelled_config(relabelled(data_file, "cat", "dog", "cat", "dog"), "trainer/loss=class_balanced")
+    alone = {"mine": config.dataset["mine"].model_copy(update={"eval_data_path": None})}
+    choices = dict(config) | {"dataset": alone}
+    scan = ValidateConfig(**choices, out=tmp_path / "out", show=0, tokens=False, decode=False, num_workers=1)
+    with pytest.raises(ConfigError, match=literally("trainer.loss.beta: fish has no training sample")):
+        validate(scan, Composition("", (), tmp_path / "run", {}, None, False))
+    assert (tmp_path / "out/summary.json").is_file()
 
 
 def test_alpha_and_temperature_must_fit(data_file: Path) -> None:
