@@ -41,7 +41,7 @@ def main() -> int:
         found = {name: measure(path, name, *how) for name in RECIPES[: 1 if options.quick else None]}
     show(
         f"seconds of a forward and backward pass over {PAIRS} pairs about a picture of {how[1]} x {how[1]} pixels",
-        ("recipe", "one vision pass a pair", "p10 to p90", "one an answer", "p10 to p90", "ratio"),
+        ("recipe", "a pass a pair", "p10 to p90", "a pass an answer", "p10 to p90", "ratio"),
         [
             (name, *figures["shared"].cells()[:2], *figures["apart"].cells()[:2], f"{figures['ratio']:.2f}")
             for name, figures in found.items()

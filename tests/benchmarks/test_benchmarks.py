@@ -198,7 +198,7 @@ def test_the_startup_runs() -> None:
     [
         ("checkpoint.py", "mid_size fft"),
         ("recipes.py", "8 samples a step"),
-        ("dpo.py", "one vision pass a pair"),
+        ("dpo.py", "seconds of a forward and backward pass over 2 pairs"),
         ("recipes_gpu.py", "plain: transformers and PEFT"),
         ("waste.py", "packed, 16 samples a step"),
         ("exact.py", "a pack against its samples alone, fp32 on cpu; at most 1e-05 is allowed"),
