@@ -18,6 +18,9 @@ MODELS = {
     "qwen_finetune_lora": "tiny_qwen25vl",
     "qwen_finetune_lora_vision": "tiny_qwen25vl",
     "qwen_finetune_video": "tiny_qwen25vl",
+    "qwen_finetune_dpo": "tiny_qwen25vl",
+    "qwen_finetune_grpo": "tiny_qwen25vl",
+    "qwen_finetune_cls": "tiny_qwen25vl",
 }
 SWEEPS = {"lora_rank_targets"}
 """Those that are many runs; tests/e2e/test_sweep.py types them."""
@@ -40,7 +43,7 @@ def test_every_experiment_is_tried() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_an_experiment(tmp_path: Path, name: str) -> None:
     words = (f"+experiment={name}", f"model={MODELS[name]}", f"run.dir={tmp_path / 'run'}")
-    assert run_here(*words, *SHORT) == 0
+    assert run_here(*words, *SHORT, *(("trainer.max_new_tokens=8",) if name.endswith("grpo") else ())) == 0
     result = read_result(tmp_path / "run")
     assert result["state"] == "done" and result["steps"] == 2
     assert len(losses(tmp_path / "run")) == 2
