@@ -11,6 +11,7 @@ from tests.support import write_llava
 FEW = ("trainer.max_steps=3", "global_batch_size=6", "trainer.num_workers=0", "evaluation.max_new_tokens=4")
 
 
+@pytest.mark.slow
 def test_mixed_with_another_dataset_on_a_checkpoint_of_ones_own(typed: Typed, root: Path, tmp_path: Path) -> None:
     """Single image, several images, no image, many turns and a system turn; held out is an entry as VILA writes it."""
     write_llava(tmp_path / "pictures")

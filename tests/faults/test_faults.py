@@ -39,6 +39,7 @@ def test_a_loss_that_is_no_number(type_: Type, work: Path) -> None:
     assert not (work / "run" / "checkpoints").exists() and not (work / "run" / "final").exists()
 
 
+@pytest.mark.slow
 def test_out_of_memory_on_the_device(type_: Type, work: Path, injected: Injected) -> None:
     full = injected(
         """
@@ -91,6 +92,7 @@ def test_a_disk_that_is_full_at_the_second_checkpoint(type_: Type, work: Path, i
     assert outcome(work / "run") == ("done", 0) and len(losses(work / "run")) == 9
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_is_killed(type_: Type, work: Path) -> None:
     """As the kernel does where the machine's memory runs out. Meanwhile a second command on the folder is refused."""
     driver = type_("trainer.max_steps=100000")

@@ -31,6 +31,7 @@ ONE_QUICK = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 def test_one_of_two_ranks_is_told_to_leave(type_: Type, work: Path, injected: Injected) -> None:
     """Both save the same step, and the resumed run equals an undisturbed one.
 
