@@ -171,6 +171,17 @@ class TestRecordedFiguresKeepTheirBounds:
             result["fixed_size"]["random_8"]["waste"] > 0.6 > 0.1 > result["fixed_size"]["group_by_length_8"]["waste"]
         )
 
+    def test_grpo(self) -> None:
+        result = recorded("grpo")
+        seeds = [result[f"seed_{seed}"] for seed in range(3)]
+        assert (result["least_gain"], result["within_s"]) == (0.1, 240)
+        for found in seeds:
+            assert found["tuned"]["value"] - found["base"]["value"] >= result["least_gain"]
+            assert found["tuned"]["interval"][0] > found["base"]["interval"][1]
+            assert found["p_value"] < 0.001 and found["seconds"] <= result["within_s"]
+            assert len(found["rewards"]) == result["steps"] == 60
+        assert (ROOT / "benchmarks/results/grpo.png").stat().st_size < 100_000
+
     def test_exact(self) -> None:
         result = recorded("exact_cpu")
         assert result["bound"] == "1.0e-05" and len(result["families"]) == 15
