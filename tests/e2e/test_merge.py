@@ -34,6 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_merges_by_command_and_only_once(typed: Typed, trained: Path) -> None:
     ended = typed(f"run={trained}", "out=merged", "max_new_tokens=4", module=MERGE)
     assert (ended.code, ended.err) == (0, "")

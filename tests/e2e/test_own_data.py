@@ -51,6 +51,7 @@ def test_mixed_with_another_dataset_on_a_checkpoint_of_ones_own(typed: Typed, ro
     assert (ended.run / "final" / "adapter_model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_a_share_held_out_of_ones_own(typed: Typed, root: Path) -> None:
     write_llava(root / "data")
     entry(root, "mine", data_path="data/dataset.json")

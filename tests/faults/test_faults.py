@@ -17,6 +17,7 @@ from vlmft.training import commit
 Injected = Callable[[str], dict[str, str]]
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number(type_: Type, work: Path) -> None:
     """One weight of the checkpoint is NaN."""
     from safetensors.torch import load_file, save_file
