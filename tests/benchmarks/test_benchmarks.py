@@ -182,6 +182,13 @@ class TestRecordedFiguresKeepTheirBounds:
             assert len(found["rewards"]) == result["steps"] == 60
         assert (ROOT / "benchmarks/results/grpo.png").stat().st_size < 100_000
 
+    def test_dpo(self) -> None:
+        result = recorded("dpo")
+        assert set(result["recipes"]) == {"fft", "lora_llm"}
+        for found in result["recipes"].values():
+            assert found["ratio"] < result["bound_ratio"] == 1.0
+            assert min(found["shared"]["n"], found["apart"]["n"]) >= 7
+
     def test_exact(self) -> None:
         result = recorded("exact_cpu")
         assert result["bound"] == "1.0e-05" and len(result["families"]) == 15
