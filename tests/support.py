@@ -28,6 +28,12 @@ from vlmft.types import Sample
 PROJECT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
+CLOCKED = (
+    *("samples_per_s", "tokens_per_s", "vision_tokens_per_s", "supervised_tokens_per_s"),
+    *("data_wait", "peak_memory_bytes"),
+)
+"""Figures of a line that no two runs have in common."""
+
 
 @cache
 def compose(*argv: str) -> TrainConfig:

@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from tests.e2e.conftest import command, environment, losses, read_lines, read_result, until
+from tests.support import CLOCKED
 
 STEPS = 60
 SMALL = (
@@ -25,15 +26,6 @@ SMALL = (
     "trainer.num_workers=1",
 )
 TIMEOUT_S = 180.0
-_CLOCKED = (
-    "time",
-    "samples_per_s",
-    "tokens_per_s",
-    "vision_tokens_per_s",
-    "supervised_tokens_per_s",
-    "data_wait",
-    "peak_memory_bytes",
-)
 
 
 @dataclass
@@ -122,7 +114,7 @@ def outcome(run: Path) -> tuple[str, int]:
 
 def figures(run: Path) -> list[dict[str, Any]]:
     """metrics.jsonl without what a clock says."""
-    return [{key: value for key, value in line.items() if key not in _CLOCKED} for line in read_lines(run)]
+    return [{key: value for key, value in line.items() if key not in ("time", *CLOCKED)} for line in read_lines(run)]
 
 
 def assert_same_run(one: Path, other: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from transformers import TrainerCallback, set_seed
 
 from tests.models.families import FAMILIES, Family
-from tests.support import literally
+from tests.support import CLOCKED, literally
 from tests.training.conftest import Bench
 from vlmft.errors import PreemptedError, StorageError
 from vlmft.training import commit
@@ -24,14 +24,6 @@ MakeBench = Callable[..., Bench]
 
 # Six samples in passes of three steps.
 SMALL = ("global_batch_size=2", "trainer.num_workers=0", "trainer.max_steps=6", "optim.warmup=0.34")
-_CLOCKED = (
-    "samples_per_s",
-    "tokens_per_s",
-    "vision_tokens_per_s",
-    "supervised_tokens_per_s",
-    "data_wait",
-    "peak_memory_bytes",
-)
 
 
 class KilledError(Exception):
@@ -62,7 +54,7 @@ class Life:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        return [{key: value for key, value in line.items() if key not in _CLOCKED} for line in self.bench.lines]
+        return [{key: value for key, value in line.items() if key not in CLOCKED} for line in self.bench.lines]
 
     @property
     def optimizer(self) -> Any:
