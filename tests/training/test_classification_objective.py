@@ -5,9 +5,9 @@ import pytest
 import torch
 from transformers import set_seed
 
-from tests.support import compose
+from tests.support import CLOCKED, compose
 from tests.training.classifying import CLASSES, class_bench, labelled_config, shake_head, write_labelled
-from tests.training.test_checkpoint import _CLOCKED, assert_equal
+from tests.training.test_checkpoint import assert_equal
 from tests.training.test_trainer import Singles, same_gradients
 from vlmft.models.classifier import backbone_of
 from vlmft.training import EarlyStopping, commit
@@ -189,7 +189,7 @@ def test_a_resumed_run_is_the_undisturbed_one_to_the_bit(tmp_path: Path, data_fi
     assert_equal(dict(again.model.state_dict()), dict(whole.model.state_dict()))
     assert_equal(again.trainer.optimizer.state_dict(), whole.trainer.optimizer.state_dict())
     lines, others = (
-        [{name: value for name, value in line.items() if name not in _CLOCKED} for line in made.lines]
+        [{name: value for name, value in line.items() if name not in CLOCKED} for line in made.lines]
         for made in (whole, again)
     )
     assert len(lines) == 4 and others == lines[2:]
