@@ -28,14 +28,16 @@ def main() -> int:
     """Measure, print, write benchmarks/results/checkpoint.json."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"checkpoints of each side (default: {ROUNDS})")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, and no result file")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds, tiny model, no result file")
     options = parser.parse_args()
     made = provenance()
     with tempfile.TemporaryDirectory() as folder:
-        mid_size = make_mid_size(Path(folder) / "mid_size")
+        models: dict[str, Path | None] = {"tiny": None}
+        if not options.quick:
+            models["mid_size"] = make_mid_size(Path(folder) / "mid_size")
         measured = {
             (model, recipe): measure(Path(folder), path, recipe, QUICK_ROUNDS if options.quick else options.rounds)
-            for model, path in (("tiny", None), ("mid_size", mid_size))
+            for model, path in models.items()
             for recipe in RECIPES
         }
     show(

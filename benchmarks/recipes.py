@@ -26,6 +26,7 @@ import common
 from common import Spread, composed, make_mid_size, provenance, show, write_result
 
 ROUNDS, QUICK_ROUNDS = 7, 2
+QUICK = ["lora_llm"]
 BATCH = 8
 PROJECT = Path(__file__).parents[1]
 CONF = PROJECT / "conf/recipe"
@@ -38,7 +39,7 @@ def main() -> int:
     """Measure, print, write benchmarks/results/recipes.json; or write README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"steps of each side (default: {ROUNDS})")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of two recipes, no result file")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds of {QUICK[0]}, no result file")
     parser.add_argument("--readme", action="store_true", help="write the last result into README.md, measure nothing")
     options = parser.parse_args()
     if options.readme:
@@ -46,7 +47,7 @@ def main() -> int:
         return 0
     made = provenance()
     names = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem != "fft")
-    names = ["lora_llm", "lora_llm_nf4"] if options.quick else names
+    names = QUICK if options.quick else names
     rounds = QUICK_ROUNDS if options.quick else options.rounds
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

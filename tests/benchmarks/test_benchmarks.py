@@ -214,7 +214,7 @@ def test_the_startup_runs() -> None:
 @pytest.mark.parametrize(
     ("script", "said"),
     [
-        ("checkpoint.py", "mid_size fft"),
+        ("checkpoint.py", "tiny lora_llm"),
         ("recipes.py", "8 samples a step"),
         ("dpo.py", "seconds of a forward and backward pass over 2 pairs"),
         ("recipes_gpu.py", "plain: transformers and PEFT"),

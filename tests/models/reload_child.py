@@ -1,12 +1,15 @@
 """One process a family: load everything that the matrix has saved, as vlmft and as plain transformers, and compare.
 
-    python -m tests.models.reload_child FOLDER
+    python -m tests.models.reload_child
 
-FOLDER/<recipe>/final and /merged are what was saved, /logits.safetensors what the trained model gave for the inputs in
-FOLDER/inputs-*.safetensors, and /answer.json the tokens that it generated. Prints one JSON object.
+reads folders, one a line, and prints a JSON object for each, found by a process forked from this one, which has
+imported everything and loaded nothing: the imports take longer than the rest. FOLDER/<recipe>/final and /merged are
+what was saved, /logits.safetensors what the trained model gave for the inputs in FOLDER/inputs-*.safetensors, and
+/answer.json the tokens that it generated.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.utils import logging
 
 import vlmft
+import vlmft.recipes.saved  # what `vlmft.load` imports when it is called
 
 
 @torch.no_grad()
@@ -56,4 +60,10 @@ def generated(model: Any, prompt: dict[str, torch.Tensor]) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]))))
+    for line in sys.stdin:
+        if child := os.fork():
+            if os.waitpid(child, 0)[1]:
+                sys.exit(f"{line.strip()}: the process that was to load it has failed")
+        else:
+            print(json.dumps(main(Path(line.strip()))), flush=True)
+            break

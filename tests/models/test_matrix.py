@@ -8,7 +8,7 @@ differently.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,17 +64,40 @@ def test_a_slice(family: Family) -> None:
     assert [problem for recipe in family.slice for problem in problems_of(family, recipe)] == []
 
 
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], dict[str, Any]]]:
+    """What a new process reads of a folder; see tests/models/reload_child.py."""
+    said = tmp_path_factory.mktemp("reader") / "stderr"
+    command = [sys.executable, "-m", "tests.models.reload_child"]
+    with (
+        said.open("w") as stderr,
+        subprocess.Popen(
+            command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, text=True
+        ) as process,
+    ):
+        assert process.stdin and process.stdout
+        ask, answers = process.stdin, process.stdout
+
+        def read(folder: Path) -> dict[str, Any]:
+            print(folder, file=ask, flush=True)
+            answer = answers.readline()
+            assert answer, said.read_text()
+            found: dict[str, Any] = json.loads(answer)
+            return found
+
+        yield read
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
-def test_every_recipe_and_what_a_new_process_reads_of_it(family: Family, tmp_path: Path) -> None:
+def test_every_recipe_and_what_a_new_process_reads_of_it(
+    family: Family, tmp_path: Path, reader: Callable[[Path], dict[str, Any]]
+) -> None:
     for number, batch in enumerate(batches(family)):
         save_file(inputs(family, batch), tmp_path / f"inputs-{number}.safetensors")
     save_file(prompt(family), tmp_path / "prompt.safetensors")
     problems = [problem for recipe in taken(family) for problem in problems_of(family, recipe, tmp_path / recipe)]
-    command = [sys.executable, "-m", "tests.models.reload_child", str(tmp_path)]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    found = reader(tmp_path)
     assert set(found) == set(taken(family))
     for recipe, read in found.items():
         # LLM.int8 also rounds a layer's inputs, which no merged model keeps.
