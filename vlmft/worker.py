@@ -172,6 +172,7 @@ def ready_model(
     from vlmft import assembly, proving, summary
     from vlmft.models.kernels import use_kernels
     from vlmft.models.packing import use_packed_attention
+    from vlmft.models.tower import use_fast_tower
     from vlmft.recipes.apply import apply_recipe
     from vlmft.recipes.base import load_base
     from vlmft.recipes.dtypes import compute_in, torch_dtype
@@ -183,6 +184,7 @@ def ready_model(
     assembly.seed_everything(config.seed)
     model = load_base(family, recipe, dtype, device)
     plain_because = use_kernels(model, family.kernels)
+    use_fast_tower(model)
     if config.batching.packs:
         use_packed_attention(model)
     model = apply_recipe(model, recipe, family, dtype)
