@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from vlmft.encoding.collate import IGNORED
+from vlmft.training.head import chunked_losses
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,7 +18,11 @@ def supervised_loss(model: Any, inputs: dict[str, "Tensor"], labels: "Tensor") -
     """
     import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-    logits, targets = supervised_logits(model, inputs, labels)
+    keep, targets = supervised_places(labels)
+    losses = chunked_losses(model, inputs, keep, targets, 1.0)
+    if losses is not None:
+        return losses.sum()
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
@@ -36,7 +41,11 @@ def token_log_probs(
     """
     import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
-    logits, targets = supervised_logits(model, inputs, labels)
+    keep, targets = supervised_places(labels)
+    losses = chunked_losses(model, inputs, keep, targets, temperature)
+    if losses is not None:
+        return -losses, targets.ne(IGNORED)
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
     logits = logits.float() / temperature if temperature != 1 else logits.float()
     flat = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
     return -flat.view(targets.shape), targets.ne(IGNORED)
@@ -48,12 +57,17 @@ def supervised_logits(model: Any, inputs: dict[str, "Tensor"], labels: "Tensor")
     The head only sees the positions at which some sample of the batch is supervised: with 9 % supervised rows, the
     head on all rows costs more memory than the rest of a 7B model's step.
     """
+    keep, targets = supervised_places(labels)
+    return model(**inputs, logits_to_keep=keep, use_cache=False).logits, targets
+
+
+def supervised_places(labels: "Tensor") -> tuple["Tensor", "Tensor"]:
+    """The positions [K] at which some sample of a micro-batch is supervised, and what each is to predict [B, K]."""
     import torch
 
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # [B, S]: what position s is to predict
-    keep = targets.ne(IGNORED).any(0).nonzero().squeeze(1)  # [K]
-    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    return logits, targets[:, keep]
+    keep = targets.ne(IGNORED).any(0).nonzero().squeeze(1)
+    return keep, targets[:, keep]
 
 
 def keep_a_gradient(model: Any) -> "RemovableHandle":
