@@ -42,6 +42,7 @@ bench: setup  ## every figure the README quotes; writes benchmarks/results/
 	$(BIN)/python benchmarks/million.py
 	$(BIN)/python benchmarks/validate.py
 	$(BIN)/python benchmarks/waste.py
+	$(BIN)/python benchmarks/packs.py
 	$(BIN)/python benchmarks/exact.py
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/grpo.py

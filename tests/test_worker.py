@@ -115,6 +115,7 @@ class TestWholeRun:
         assert (result["state"], result["exit_code"], result["reason"], result["steps"]) == ("done", 0, "done", 3)
         assert result["pid"] == os.getpid() and result["seconds"] > 0 and result["started"] < result["ended"]
         assert result["train"]["loss"] == [line["loss"] for line in ran.lines if "loss" in line][-1]
+        assert f"batching grouped: {result['batching']['because']}" in " ".join(ran.out.split())
         assert set(result["eval"]) == {"base", "tuned", "intervals", "n", "p_value", "tests"}
         assert result["eval"]["n"] == 8
         for name in ("base", "tuned"):

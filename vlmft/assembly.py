@@ -15,7 +15,6 @@ from vlmft.checking.quarantine import QUARANTINE, Quarantine
 from vlmft.data.check import examine
 from vlmft.data.problems import SampleError
 from vlmft.data.run_data import RunData, open_run_data
-from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import ConfigError, DataError, UnprovenError
@@ -110,17 +109,16 @@ def trackers(config: "TrainConfig", folder: RunFolder) -> "list[Guard]":
     return tracker_callbacks(config.logger, folder.path, folder.tb) if rank() == 0 else []
 
 
-def encoding(config: "TrainConfig", processor: Any) -> tuple[Encoder, Collator]:
-    """Encoder and collator of the checkpoint."""
+def encoder(config: "TrainConfig", processor: Any) -> Encoder:
+    """What encodes the run's samples for the checkpoint."""
     limit = TimeLimit(config.sample_timeout_s)
     try:
         trainer = config.trainer
-        encoder = Encoder(config.model, processor, config.batching.max_tokens, limit, trainer.learns, trainer.room)
+        return Encoder(config.model, processor, config.batching.max_tokens, limit, trainer.learns, trainer.room)
     except ConfigError as error:
         if isinstance(config.model, Auto) and not isinstance(error, UnprovenError):  # of its chat template
             raise config.model.refused(type(processor).__name__, "; ".join(error.problems)) from error
         raise
-    return encoder, Collator(config.model, processor, config.batching.packs)
 
 
 def check_encoding(config: "TrainConfig", data: RunData, encoder: Encoder) -> None:
@@ -231,7 +229,8 @@ def step_trainer(
             parts.on_log = on_log
         trainer = StepTrainer(model, args, parts, kit.trackers)
         saving = (config.trainer.save_every, config.trainer.keep)
-        facts = {"fingerprint": kit.folder.read_fingerprint()}
+        batching = "packed" if config.batching.packs else type(config.batching).__name__.lower()
+        facts = {"fingerprint": kit.folder.read_fingerprint(), "batching": batching}
         checkpoints = Checkpoints(trainer, kit.folder.checkpoints, *saving, facts, start)
         trainer.add_callback(checkpoints)
         yield trainer, checkpoints

@@ -91,7 +91,9 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     """One run, from its config to its table."""
     from vlmft import assembly, proving, summary
     from vlmft.config.app import load_config
+    from vlmft.encoding.collate import Collator
     from vlmft.recipes.saved import hash_weights, save
+    from vlmft.settling import settle_batching
     from vlmft.tasks import Kit, task_of
     from vlmft.train import TrainConfig
 
@@ -106,8 +108,12 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     plan = assembly.plan_steps(config, data)
     args = assembly.training_arguments(config, folder, plan)
     trackers = assembly.trackers(config, folder)
+    start = assembly.checkpoint_to_start_from(config, folder)
     processor = family.load_processor()
-    encoder, collator = assembly.encoding(config, processor)
+    encoder = assembly.encoder(config, processor)
+    config, settled = settle_batching(config, folder, data, plan, encoder, args.device, start)
+    task.config = config
+    collator = Collator(family, processor, config.batching.packs)
     kit = Kit(data, plan, encoder, collator, folder, stop, console, trackers)
     assembly.check_encoding(config, data, encoder)
     proven = proving.prove_encoding(config, data, encoder, collator)
@@ -115,6 +121,8 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     judge = task.judge(kit)
     judged = judge.num_samples if judge else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
+    if settled is not None:
+        console.print(str(settled))
     assembly.preview(config, folder, data, encoder, trackers, console)
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
@@ -122,7 +130,6 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 
-    start = assembly.checkpoint_to_start_from(config, folder)
     base = assembly.base_answers(judge, model, folder, resumed=start is not None)
     if start:
         console.print(f"resumed  {start.folder}")

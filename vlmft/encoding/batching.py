@@ -80,6 +80,10 @@ class Grouped(_Rows):
         return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
+class AutoBatching(Grouped):
+    """Packed where it is exact and pays, else grouped: a run settles it before it trains (`vlmft.settling`)."""
+
+
 class Padded(_Rows):
     """Samples share a micro-batch in the order of the data: the plain form that others are measured against."""
 

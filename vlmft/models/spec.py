@@ -149,17 +149,25 @@ class ModelSpec(Spec, abstract=True):
 
     def refuse_packing(self) -> None:
         """Raise `ConfigError` where samples of this checkpoint cannot stand end to end in one row."""
-        reason = self.unpacked_because
-        if reason is None and self.attention != "sdpa":
+        if self.unpacked_because is None and self.attention != "sdpa":
             raise ConfigError(
                 f"batching=packed computes attention by a function of its own in sdpa's place; model.attention is "
                 f"{self.attention}: take model.attention=sdpa, or batching=grouped"
             )
-        if reason is None and self.trust_remote_code:
-            reason = "its Python code is its own, and nobody has looked at what its attention does"
-        if reason is not None:
+        if reason := self.unpacked_reason:
             name = type(self).__name__
             raise ConfigError(f"batching=packed: {name} takes no packs: {reason}; take batching=grouped")
+
+    @property
+    def unpacked_reason(self) -> str | None:
+        """Why samples of this checkpoint, as it is to be computed, cannot pack; None: nothing here says so."""
+        if self.unpacked_because is not None:
+            return self.unpacked_because
+        if self.attention != "sdpa":
+            return f"packs are computed in sdpa's place, and model.attention is {self.attention}"
+        if self.trust_remote_code:
+            return "its Python code is its own, and nobody has looked at what its attention does"
+        return None
 
     def located(self) -> Self:
         """This spec with a local folder's path made absolute, so that it holds in any working directory.
