@@ -70,6 +70,10 @@ class OutOfMemoryError(VlmftError):
     exit_code = 4
 
 
+class ServerError(VlmftError):
+    """A server that makes completions does not answer, or not as it should; names its URL and the step."""
+
+
 class StorageError(VlmftError):
     """A file of the run cannot be written."""
 

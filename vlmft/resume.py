@@ -41,6 +41,8 @@ _FREE = (
     "trainer.save_every",
     "trainer.keep",
     "trainer.save_completions",
+    *(f"trainer.rollouts.{key}" for key in ("urls", "api_key_env", "weights_dir", "concurrency", "max_difference")),
+    *(f"trainer.rollouts.{key}" for key in ("wait_s", "timeout_s", "sync_timeout_s")),
 )
 _LIBRARIES = ("accelerate", "numpy", "peft", "pillow", "tokenizers", "torch", "torchvision", "transformers", "vlmft")
 

@@ -17,6 +17,8 @@ from vlmft.encoding.loading import EncodedGroup
 from vlmft.scoring import MetricSpec, Reward
 from vlmft.training.grpo import Completion, GrpoObjective
 from vlmft.training.grpo_spec import Grpo
+from vlmft.training.rollouts import OwnRoller, Roller
+from vlmft.training.rollouts_spec import OwnRollouts
 from vlmft.types import Sample, Solution
 
 
@@ -30,10 +32,18 @@ class Varied(MetricSpec):
 VARIED = {"varied": Reward(weight=2.0, metric=Varied())}
 
 
+def grpo_values() -> dict[str, Any]:
+    """The values of conf/trainer/grpo.yaml, with rollouts by transformers."""
+    values: dict[str, Any] = yaml.safe_load((PROJECT / "conf/trainer/grpo.yaml").read_text())
+    del values["defaults"]
+    return values | {"rollouts": OwnRollouts()}
+
+
 def spec(**changes: Any) -> Grpo:
     """conf/trainer/grpo.yaml with short completions, and some values changed."""
-    values = yaml.safe_load((PROJECT / "conf/trainer/grpo.yaml").read_text())
-    return validate(Grpo, values | {"num_generations": 3, "max_new_tokens": 6, "rollout_batch_size": 4} | changes)
+    return validate(
+        Grpo, grpo_values() | {"num_generations": 3, "max_new_tokens": 6, "rollout_batch_size": 4} | changes
+    )
 
 
 def prompts(samples: Sequence[Sample], encoder: Encoder | None = None) -> list[Encoded]:
@@ -51,6 +61,7 @@ def objective(
     num_steps: int = 100,
     ahead: Callable[[int], EncodedGroup] | None = None,
     reference: Any = None,
+    roller: Roller | None = None,
     **changes: Any,
 ) -> GrpoObjective:
     """An objective whose spec has some values changed."""
@@ -58,13 +69,14 @@ def objective(
     def none_ahead(step: int) -> EncodedGroup:
         raise AssertionError(f"step {step} was read ahead")
 
+    found, collator = spec(**changes), collator or encoding()[1]
     return GrpoObjective(
-        spec(**changes),
+        found,
         model,
-        collator or encoding()[1],
+        roller or OwnRoller(model, collator, found, seed),
+        collator,
         batching or Padded(max_tokens=8192),
         VARIED if rewards is None else rewards,
-        seed,
         num_steps,
         ahead or none_ahead,
         reference,

@@ -98,7 +98,7 @@ def test_seed_step_and_rank_alone_decide_what_is_drawn(
     assert drawn(objective(still).begin(3, group)) == first
     assert drawn(objective(still).begin(4, group)) != first
     assert drawn(objective(still, seed=1).begin(3, group)) != first
-    monkeypatch.setattr("vlmft.training.grpo.rank", lambda: 1)
+    monkeypatch.setattr("vlmft.training.rollouts.rank", lambda: 1)
     assert drawn(objective(still).begin(3, group)) != first
 
 

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 
-from tests.support import PROJECT
+from tests.training.rolling import grpo_values
 from vlmft.config.spec import validate
 from vlmft.training.grpo_loss import Denominators, PolicyLoss, group_advantages, kl_estimate, policy_loss
 from vlmft.training.grpo_spec import Grpo
@@ -26,8 +25,7 @@ ADVANTAGES = torch.tensor([1.2, -0.7, 0.0, 0.4, -1.5, 2.0])
 def spec(loss: str = "dapo", **changes: Any) -> Grpo:
     """conf/trainer/grpo.yaml with the values that `loss` needs, and some changed."""
     needs = {"cispo": {"epsilon_high": 1.3}, "luspo": {"importance_sampling": "sequence"}}.get(loss, {})
-    values = yaml.safe_load((PROJECT / "conf/trainer/grpo.yaml").read_text())
-    return validate(Grpo, values | {"max_new_tokens": 7, "loss": loss} | needs | changes)
+    return validate(Grpo, grpo_values() | {"max_new_tokens": 7, "loss": loss} | needs | changes)
 
 
 def draw(seed: int, spread: float = 0.5) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,7 +45,9 @@ def trl_loss() -> Any:
     """TRL's `GRPOTrainer._compute_loss` on given log-probs: a trainer with all that it reads, and no model."""
     from trl import GRPOTrainer
 
-    def loss(spec: Grpo, new: Tensor, old: Tensor, ref: Tensor) -> tuple[Tensor, dict[str, float]]:
+    def loss(
+        spec: Grpo, new: Tensor, old: Tensor, ref: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, float]]:
         above, below = spec.sapo_temperatures
         args = SimpleNamespace(
             delta=spec.delta,
@@ -79,7 +79,8 @@ def trl_loss() -> Any:
             max_completion_length=spec.max_new_tokens,
             top_entropy_quantile=1.0,
             off_policy_mask_threshold=None,
-            use_vllm=False,
+            use_vllm=weights is not None,
+            vllm_importance_sampling_correction=True,
             aux_loss_enabled=False,
             _entropy_bonus_enabled=False,
             current_gradient_accumulation_steps=1,
@@ -95,6 +96,8 @@ def trl_loss() -> Any:
             "ref_per_token_logps": ref,
             "num_items_in_batch": MASK.sum(),
         }
+        if weights is not None:
+            inputs["importance_sampling_ratio"] = weights
         value = GRPOTrainer._compute_loss(trainer, None, inputs)
         return value, {name: values[0] for name, values in metrics.items()}
 
@@ -131,6 +134,20 @@ def test_losses_and_gradients_equal_trls(trl_loss: Any, loss: str, changes: dict
                 total, weight = found.figures[ours]
                 assert float(total) / weight == pytest.approx(metrics[name], abs=1e-6)
         assert ("kl" in found.figures) == (beta > 0)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_a_server_drew_is_weighed_as_trl_weighs_it(trl_loss: Any, loss: str) -> None:
+    chosen, (new, old, ref) = spec(loss, beta=0.4), draw(0)
+    weights = torch.rand(B, K, generator=torch.Generator().manual_seed(1)) * 2
+    weights = weights.masked_fill(weights > 1.7, 0.0) * MASK + ~MASK  # TRL's are 1 where there is no token
+    theirs, _ = trl_loss(chosen, new, old, ref, weights)
+    (expected,) = torch.autograd.grad(theirs, new)
+    found = policy_loss(chosen, new, old, MASK, ADVANTAGES, STEP, ref, weights * MASK)
+    (gradient,) = torch.autograd.grad(found.loss, new)
+    assert found.loss.item() == pytest.approx(theirs.item(), abs=1e-5, rel=1e-5)
+    assert found.loss.item() != pytest.approx(policy_loss(chosen, new, old, MASK, ADVANTAGES, STEP, ref).loss.item())
+    torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

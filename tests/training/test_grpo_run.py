@@ -18,6 +18,7 @@ from vlmft.training.checkpoint import Checkpoints
 from vlmft.training.grpo import GrpoObjective
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.reference import StartValues
+from vlmft.training.rollouts import OwnRoller
 from vlmft.training.stop import StopRequest
 from vlmft.types import Solution
 
@@ -46,10 +47,10 @@ def grpo(bench: MakeBench) -> MakeBench:
         parts.objective = GrpoObjective(
             spec,
             made.model,
+            OwnRoller(made.model, parts.collator, spec, 0),
             parts.collator,
             parts.batching,
             VARIED,
-            seed=0,
             num_steps=made.steps.plan.num_steps,
             ahead=made.step,
             reference=StartValues(made.model).put_in if spec.beta > 0 else None,

@@ -1,16 +1,16 @@
 from typing import Any
 
 import pytest
-import yaml
 
-from tests.support import PROJECT, literally
+from tests.support import literally
+from tests.training.rolling import grpo_values
 from vlmft.config.spec import validate
 from vlmft.errors import ConfigError
 from vlmft.training import Grpo
 
 
 def grpo(**changes: Any) -> Grpo:
-    return validate(Grpo, yaml.safe_load((PROJECT / "conf/trainer/grpo.yaml").read_text()) | changes)
+    return validate(Grpo, grpo_values() | changes)
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,22 @@ def generating(model: Any, collator: Collator, **settings: Any) -> Iterator[froz
 
     owner = model.get_base_model() if hasattr(model, "get_base_model") else model
     own = owner.generation_config
-    ends = own.eos_token_id if own.eos_token_id is not None else collator.processor.tokenizer.eos_token_id
-    owner.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=collator.pad_token_id, **settings)
+    ends = answer_ends(model, collator)
+    owner.generation_config = GenerationConfig(
+        eos_token_id=sorted(ends), pad_token_id=collator.pad_token_id, **settings
+    )
     try:
-        yield frozenset([ends] if isinstance(ends, int) else ends)
+        yield ends
     finally:
         owner.generation_config = own
+
+
+def answer_ends(model: Any, collator: Collator) -> frozenset[int]:
+    """The tokens that end an answer: the checkpoint's, else the tokenizer's."""
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = owner.generation_config.eos_token_id
+    ends = own if own is not None else collator.processor.tokenizer.eos_token_id
+    return frozenset([ends] if isinstance(ends, int) else ends)
 
 
 def answer_text(prompt: Encoded, ids: Any, collator: Collator) -> str:

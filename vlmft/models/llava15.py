@@ -16,6 +16,7 @@ class Llava15(FixedSize):
 
     coordinate_style: ClassVar = "unit"
     unpacked_because: ClassVar = None
+    unserved_because: ClassVar[str | None] = None
 
     def image_text(self, processor: Any, size: tuple[int, int], budget: PixelBudget, alone: bool = True) -> MediumText:
         """See `ModelSpec`: one token for each patch."""

@@ -17,6 +17,7 @@ class Qwen25VL(QwenVL):
     """A checkpoint of transformers' `Qwen2_5_VLForConditionalGeneration`."""
 
     coordinate_style: ClassVar = "seen_pixels"
+    unserved_because: ClassVar[str | None] = None
 
     def encode_video(self, processor: Any, frames: Pixels, clip: Clip, budget: PixelBudget) -> Media:
         """See `QwenVL`. `seconds_per_grid` [1], float32, is the time between two slices of T frames."""

@@ -10,6 +10,7 @@ class Qwen2VL(QwenVL):
     """A checkpoint of transformers' `Qwen2VLForConditionalGeneration`."""
 
     coordinate_style: ClassVar = "thousand"
+    unserved_because: ClassVar[str | None] = None
 
 
 class TinyQwen2VL(TinyCheckpoint, Qwen2VL):

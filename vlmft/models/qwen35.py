@@ -20,6 +20,9 @@ class Qwen35(Qwen3VL):
 
     component_paths: ClassVar = QwenVL.component_paths
     unpacked_because: ClassVar = "its linear layers carry their state from one sample of a row into the next"
+    unserved_because: ClassVar[str | None] = (
+        "nobody has looked at how the server takes the weights of its linear layers"
+    )
 
 
 class TinyQwen35(TinyCheckpoint, Qwen35):

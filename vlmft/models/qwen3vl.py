@@ -21,6 +21,7 @@ class Qwen3VL(QwenVL):
         "llm": ("model.language_model", "lm_head"),
     }
     coordinate_style: ClassVar = "thousand"
+    unserved_because: ClassVar[str | None] = None
 
     def set_budgets(self, processor: Any) -> None:
         """See `QwenVL`. The video processor's `size` bounds all frames together: a bound for each is kept beside it."""

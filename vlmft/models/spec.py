@@ -101,6 +101,13 @@ class ModelSpec(Spec, abstract=True):
     unpacked_because: ClassVar[str | None] = "no test shows that a sample in a pack is computed as it is alone"
     """Why samples cannot stand end to end in one row; None: they can, and tests of the family show it."""
 
+    unserved_because: ClassVar[str | None] = "nobody has looked at what the server makes of its pictures and weights"
+    """Why no vLLM server can answer for it while it trains; None: one can.
+
+    Then a picture that has been through the checkpoint's processor passes through it again unchanged (tests of the
+    family show it), is one token before vLLM repeats it, and weights go by the names of the checkpoint.
+    """
+
     @field_validator("trust_remote_code")
     @classmethod
     def _only_code_that_cannot_change(cls, trusted: bool, info: ValidationInfo) -> bool:

@@ -8,20 +8,22 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vlmft.data.problems import SampleError
-from vlmft.errors import ConfigError
+from vlmft.errors import ConfigError, DataError
 from vlmft.evaluation import Generate
 from vlmft.scoring import check_references
 from vlmft.scoring.rewards import OWN, TOTAL
 from vlmft.tasks.base import Kit, Task, places
-from vlmft.training import Grpo
+from vlmft.training import Grpo, VllmRollouts
 from vlmft.training.ranks import rank
-from vlmft.types import Solution
+from vlmft.training.rollouts_spec import video_refusal
+from vlmft.types import Solution, Video
 
 if TYPE_CHECKING:
     from vlmft.encoding.loading import EncodedGroup
     from vlmft.evaluation.judge import Judge
     from vlmft.train import TrainConfig
     from vlmft.training.grpo import Completion, GrpoObjective
+    from vlmft.training.rollouts import Roller
     from vlmft.training.steps import StepDataset
     from vlmft.types import Sample
 
@@ -37,6 +39,7 @@ class GrpoTask(Task):
     def check(self) -> None:
         """See `Task.check`."""
         super().check()
+        self.spec.rollouts.check(self.config.recipe, self.config.model)
         budget = self.config.batching.max_tokens
         if self.spec.room >= budget:
             raise ConfigError(
@@ -61,11 +64,19 @@ class GrpoTask(Task):
         return [TOTAL, *(OWN + name for name in self.config.reward), *self.config.metric]
 
     def check_data(self, kit: Kit) -> None:
-        """Have the rewards look at solutions, in the order of training, for a quarter of `check_s`."""
+        """Look at the servers; have the rewards look at solutions, in training's order, for a quarter of `check_s`.
+
+        Raises:
+            ConfigError: a server does not answer for this checkpoint.
+            DataError: a solution, or a medium, cannot be used.
+        """
         from vlmft.data.check import examine
 
         if rank() != 0:
             return
+        served = isinstance(self.spec.rollouts, VllmRollouts)
+        if served:
+            self._look_at_servers()
         end = time.monotonic() + self.config.check_s / 4
         mixture, found = kit.data.mixture, []
         for position in range(len(mixture)):
@@ -75,7 +86,21 @@ class GrpoTask(Task):
             sample = examine(mixture.parts[ref.part].source, ref.row, kit.encoder.learnt)
             if not isinstance(sample, SampleError) and isinstance(sample.target, Solution):
                 found.append((sample.id, sample.target.text))
+                if served and any(isinstance(medium, Video) for medium in sample.media):
+                    raise DataError(video_refusal(sample.id))
         check_references({name: reward.metric for name, reward in self.config.reward.items()}, found, word="reward")
+
+    def _look_at_servers(self) -> None:
+        from vlmft.training.vllm_server import look_at
+
+        assert isinstance(self.spec.rollouts, VllmRollouts)
+        folder = self.config.model.folder()
+        if "experts" in (folder / "config.json").read_text(encoding="utf-8"):
+            raise ConfigError(
+                f"trainer.rollouts: {folder} is a mixture of experts, and nobody has looked at how a vLLM server takes "
+                "the weights of experts while it runs; take trainer/rollouts=transformers"
+            )
+        look_at(self.spec.rollouts, self.config.batching.max_tokens)
 
     def judge_of(self, kit: Kit, evaluation: Generate, samples: "Sequence[Sample]") -> "Judge":
         """Greedy answers, scored by the rewards and the chosen metrics."""
@@ -109,16 +134,31 @@ class GrpoTask(Task):
         objective = GrpoObjective(
             self.spec,
             model,
+            self._roller(model, kit),
             kit.collator,
             self.config.batching,
             self.config.reward,
-            self.config.seed,
             kit.plan.num_steps,
             partial(_group, steps),
             self._reference(model),
         )
         objective.on_completions = self._keeper(kit)
         return objective
+
+    def _roller(self, model: Any, kit: Kit) -> "Roller":
+        """Who makes the completions."""
+        from vlmft.recipes.dtypes import torch_dtype
+        from vlmft.training.rollouts import OwnRoller
+
+        config, made = self.config, self.spec.rollouts
+        if not isinstance(made, VllmRollouts):
+            return OwnRoller(model, kit.collator, self.spec, config.seed)
+        from vlmft.training.server_rollouts import ServerRollouts
+
+        way = made.way(config.recipe, config.model)
+        folder = made.weights_dir or kit.folder.path / "weights"
+        kit.console.print(f"rollouts by {', '.join(made.urls)}; weights go there as {_WAYS[way]}, through {folder}")
+        return ServerRollouts(self.spec, model, kit.collator, way, folder, torch_dtype(config.precision), config.seed)
 
     def _keeper(self, kit: Kit) -> "Callable[[int, Sequence[Completion]], None]":
         """What writes the completions of some steps to the run folder and, where it is used, to TensorBoard."""
@@ -147,6 +187,9 @@ class GrpoTask(Task):
         from vlmft.training.reference import StartValues
 
         return StartValues(model).put_in if self.spec.beta > 0 else None
+
+
+_WAYS = {"adapter": "a LoRA adapter", "checkpoint": "a whole checkpoint, adapters merged"}
 
 
 def _group(steps: "StepDataset", step: int) -> "EncodedGroup":

@@ -14,6 +14,7 @@ from vlmft.training.classification_spec import (
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, Muon, OptimSpec, TransformersOptim
 from vlmft.training.preference import Dpo
+from vlmft.training.rollouts_spec import OwnRollouts, RolloutsSpec, VllmRollouts
 from vlmft.training.specs import Logger, Sft, Strategy, TrainerSpec
 
 __all__ = [
@@ -32,10 +33,13 @@ __all__ = [
     "Muon",
     "NaturalSampler",
     "OptimSpec",
+    "OwnRollouts",
+    "RolloutsSpec",
     "SamplerSpec",
     "Sft",
     "Strategy",
     "TrainerSpec",
     "TransformersOptim",
+    "VllmRollouts",
     "WeightedSampler",
 ]

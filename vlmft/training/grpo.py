@@ -24,9 +24,9 @@ from vlmft.training.grpo_loss import Denominators, group_advantages, policy_loss
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.loss import supervised_logits, token_log_probs
 from vlmft.training.objective import Figure, Objective, Share
-from vlmft.training.ranks import rank
 from vlmft.training.reference import judging
-from vlmft.training.rollouts import Rollout, random_state_of, roll_out
+from vlmft.training.rollouts import Roller, Rollout
+from vlmft.training.server_correction import Drawn, drawn_by_server, drawn_figures, refuse_far
 from vlmft.types import Solution
 
 _EQUAL = 1e-6
@@ -51,6 +51,8 @@ class Completion:
     """float32 [T], of the model that made it; None: the model of this step did."""
     ref_logps: Tensor | None = None
     """float32 [T], of the reference."""
+    drawn: Drawn | None = None
+    """Where a server made it: how likely it was there."""
 
     @property
     def id(self) -> str:
@@ -87,9 +89,9 @@ class GrpoObjective(Objective[Completion]):
     """Makes likelier what earned more than the other completions of its prompt.
 
     Args:
-        model: unwrapped; it makes the completions.
+        model: unwrapped.
+        roller: makes the completions.
         rewards: what completions earn, by name.
-        seed: of the run; with the step and the rank it decides what is drawn, so that a resumed run draws the same.
         ahead: this rank's samples of a later step, for `spec.steps_per_generation` above 1.
         num_steps: of the run; nothing is made for steps that never come.
         reference: within it, `model` computes as it did when the run began; needed where `spec.beta` is above 0.
@@ -101,20 +103,20 @@ class GrpoObjective(Objective[Completion]):
         self,
         spec: Grpo,
         model: Any,
+        roller: Roller,
         collator: Collator,
         batching: BatchingSpec,
         rewards: Mapping[str, Reward],
-        seed: int,
         num_steps: int,
         ahead: Callable[[int], EncodedGroup],
         reference: Callable[[], AbstractContextManager[None]] | None = None,
     ) -> None:
         self.spec = spec
         self.model = model
+        self.roller = roller
         self.collator = collator
         self.batching = batching
         self.rewards = rewards
-        self.seed = seed
         self.num_steps = num_steps
         self.ahead = ahead
         self.reference = reference
@@ -159,9 +161,13 @@ class GrpoObjective(Objective[Completion]):
             torch.tensor([unit.advantage for unit in units], device=logps.device),
             Denominators(*weights),
             None if ref[0] is None else _in_places(ref, places),
+            None
+            if units[0].drawn is None
+            else _in_places([unit.drawn.weights for unit in units if unit.drawn], places),
         )
         tokens = float(places.sum())
         figures = self._figures(units) | {"entropy": ((entropy * places).sum(), tokens)} | found.figures
+        figures |= drawn_figures([unit.drawn for unit in units if unit.drawn])
         return Share(found.loss, labels.numel(), figures)
 
     def state(self) -> dict[str, Any]:
@@ -180,13 +186,18 @@ class GrpoObjective(Objective[Completion]):
         until = min(step - step % self.spec.steps_per_generation + self.spec.steps_per_generation, self.num_steps)
         groups = {step: group} | {later: self.ahead(later) for later in range(step + 1, until)}
         prompts = [prompt for of_step in groups.values() for prompt in of_step.samples]
-        with random_state_of(self.seed, step, rank()):
-            rollouts = iter(roll_out(self.model, prompts, self.collator, self.spec))
+        rollouts = iter(self.roller(step, prompts))
         for number, of_step in groups.items():
             self._waiting[number] = [self._scored(prompt, next(rollouts)) for prompt in of_step.samples]
-        if self.spec.steps_per_generation > 1:
+        if self.spec.steps_per_generation > 1 or self.spec.corrects:
             for number, of_step in groups.items():
-                self._note_old_log_probs(of_step.samples, self._waiting[number])
+                self._note_log_probs(of_step.samples, self._waiting[number])
+        if self.spec.corrects:
+            refuse_far(
+                self.spec,
+                step,
+                [one for number in groups for made in self._waiting[number] for one in made.drawn or ()],
+            )
 
     def _scored(self, prompt: Encoded, rollouts: list[Rollout]) -> "_Answered":
         scores = [rewards_of(self.rewards, prompt.id, made.text, _solution(prompt)) for made in rollouts]
@@ -210,6 +221,7 @@ class GrpoObjective(Objective[Completion]):
                     advantage=0.0,
                     spread=0.0,
                     old_logps=found.old_logps[number] if found.old_logps else None,
+                    drawn=found.drawn[number] if found.drawn else None,
                 )
 
     def _compare(self, completions: Sequence[Completion]) -> None:
@@ -225,10 +237,14 @@ class GrpoObjective(Objective[Completion]):
             one.advantage = float(advantages.flatten()[number])
             one.spread = float(spread[number // self.spec.num_generations])
 
-    def _note_old_log_probs(self, prompts: Sequence[Encoded], answered: "Sequence[_Answered]") -> None:
+    def _note_log_probs(self, prompts: Sequence[Encoded], answered: "Sequence[_Answered]") -> None:
         found = iter(self.log_probs(list(self._completions(prompts, answered))))
         for one in answered:
-            one.old_logps = [next(found) for _ in one.rollouts]
+            logps = [next(found) for _ in one.rollouts]
+            if self.spec.steps_per_generation > 1:  # else the ratio is 1 by construction, whatever drops out
+                one.old_logps = logps
+            if self.spec.corrects:
+                one.drawn = [drawn_by_server(self.spec, *pair) for pair in zip(logps, one.rollouts, strict=True)]
 
     @torch.no_grad()
     def log_probs(self, completions: Sequence[Completion]) -> list[Tensor]:
@@ -274,16 +290,25 @@ class _Answered:
     rollouts: list[Rollout]
     scores: list[dict[str, float]]
     old_logps: list[Tensor] | None = None
+    drawn: list[Drawn] | None = None
 
     def state(self) -> dict[str, Any]:
         """As plain values and tensors."""
-        rollouts = [(made.ids, made.ended, made.text) for made in self.rollouts]
-        return {"id": self.id, "rollouts": rollouts, "scores": self.scores, "old_logps": self.old_logps}
+        rollouts = [(made.ids, made.ended, made.text, made.logps) for made in self.rollouts]
+        drawn = None if self.drawn is None else [(one.weights, one.difference) for one in self.drawn]
+        return {
+            "id": self.id,
+            "rollouts": rollouts,
+            "scores": self.scores,
+            "old_logps": self.old_logps,
+            "drawn": drawn,
+        }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> "_Answered":
         """What `state` gave."""
-        return cls(**(dict(state) | {"rollouts": [Rollout(*made) for made in state["rollouts"]]}))
+        drawn = None if state["drawn"] is None else [Drawn(*one) for one in state["drawn"]]
+        return cls(**(dict(state) | {"rollouts": [Rollout(*made) for made in state["rollouts"]], "drawn": drawn}))
 
 
 def _solution(prompt: Encoded) -> str:

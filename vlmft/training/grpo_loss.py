@@ -81,6 +81,7 @@ def policy_loss(
     advantages: Tensor,
     step: Denominators,
     ref_logps: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> PolicyLoss:
     """A micro-batch's share of the step's loss.
 
@@ -91,11 +92,16 @@ def policy_loss(
         advantages: [B].
         step: of the whole step.
         ref_logps: [B, K], under the reference; needed where `spec.beta` is above 0.
+        weights: [B, K], of each token where a server drew it, see `server_correction`; the KL divergence takes none.
     """
     mask = mask.to(logps.dtype)
     log_ratio = (logps - old_logps) * mask
     ratio = _ratio(spec, log_ratio, mask)
+    if weights is not None and spec.loss == "vespo":  # weighs by the whole ratio to whoever drew, and needs it there
+        log_ratio = log_ratio + weights.log().clamp(_LEAST_LOG_RATIO, _MOST_LOG_RATIO) * mask
     per_token, figures = _PER_TOKEN[spec.loss](spec, logps, log_ratio, ratio, advantages[:, None], mask)
+    if weights is not None and spec.loss != "vespo":
+        per_token = per_token * weights
     if spec.beta > 0:
         assert ref_logps is not None, "beta > 0 needs the reference's log-probs"
         kl = kl_estimate(logps, ref_logps) * mask

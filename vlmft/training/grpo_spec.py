@@ -4,6 +4,7 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from vlmft.training.rollouts_spec import RolloutsSpec, VllmRollouts
 from vlmft.training.specs import TrainerSpec
 from vlmft.types import Solution, Target
 
@@ -17,6 +18,7 @@ class Grpo(TrainerSpec):
 
     learns: ClassVar[type[Target] | None] = Solution
 
+    rollouts: RolloutsSpec
     num_generations: int = Field(ge=2, description="completions of each prompt; their rewards are compared")
     max_new_tokens: int = Field(ge=1, description="longest completion")
     temperature: float = Field(gt=0, allow_inf_nan=False, description="of sampling, and of the log-probs in the loss")
@@ -64,6 +66,11 @@ class Grpo(TrainerSpec):
         """See `TrainerSpec.room`."""
         return self.max_new_tokens
 
+    @property
+    def corrects(self) -> bool:
+        """Whether what a server draws is weighed by how likely the trainer finds it."""
+        return isinstance(self.rollouts, VllmRollouts) and self.rollouts.correction != "none"
+
     @model_validator(mode="after")
     def _agrees(self) -> Self:
         problems = [*self._ratio_problems(), *self._shape_problems()]
@@ -87,6 +94,12 @@ class Grpo(TrainerSpec):
         needed = {"luspo": "sequence", "vespo": "token"}.get(self.loss, self.importance_sampling)
         if self.importance_sampling != needed:
             problems.append(f"loss={self.loss} needs importance_sampling={needed}; found {self.importance_sampling}")
+        made = self.rollouts
+        if self.loss == "vespo" and isinstance(made, VllmRollouts) and made.correction.startswith("sequence"):
+            problems.append(
+                f"loss=vespo weighs the whole completion itself: rollouts.correction={made.correction} should be "
+                "token_truncate, token_mask or none"
+            )
         return problems
 
     def _shape_problems(self) -> list[str]:

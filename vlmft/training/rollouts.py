@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.encoding.generating import answer_text, generating
 from vlmft.training.grpo_spec import Grpo
+from vlmft.training.ranks import rank
 from vlmft.training.reference import judging
 
 if TYPE_CHECKING:
@@ -29,6 +30,32 @@ class Rollout:
     """False where it was cut at `max_new_tokens`."""
     text: str
     """What rewards see: see `answer_text`."""
+    logps: "Tensor | None" = None
+    """float32 [T], under whoever drew it, where that is not the model that trains."""
+
+
+class Roller(Protocol):
+    """Whoever makes completions."""
+
+    def __call__(self, step: int, prompts: Sequence[Encoded]) -> list[list[Rollout]]:
+        """Answer each prompt as often as is asked for; called at steps that all ranks share, on all alike."""
+        ...
+
+
+class OwnRoller:
+    """The model that trains, by transformers.
+
+    Args:
+        seed: of the run; with the step and the rank it decides what is drawn, so that a resumed run draws the same.
+    """
+
+    def __init__(self, model: Any, collator: Collator, spec: Grpo, seed: int) -> None:
+        self.model, self.collator, self.spec, self.seed = model, collator, spec, seed
+
+    def __call__(self, step: int, prompts: Sequence[Encoded]) -> list[list[Rollout]]:
+        """See `Roller`."""
+        with random_state_of(self.seed, step, rank()):
+            return roll_out(self.model, prompts, self.collator, self.spec)
 
 
 def roll_out(model: Any, prompts: Sequence[Encoded], collator: Collator, spec: Grpo) -> list[list[Rollout]]:
