@@ -56,18 +56,3 @@ def test_a_server_that_dies_ends_the_run_and_the_same_words_go_on(
         assert run_here(*words, f"trainer.rollouts.urls=[{other.url}]") == 0
     assert read_result(run)["steps"] == 2
     assert [line["step"] for line in read_lines(run) if "reward" in line] == [1, 2]
-
-
-@pytest.mark.slow
-def test_what_is_wrong_at_the_start_is_said_before_weights_load(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    gone = "trainer.rollouts.urls=[http://127.0.0.1:9]"
-    assert run_here(*RUN, gone, "trainer.rollouts.wait_s=0", f"run.dir={tmp_path / 'gone'}") == 2
-    assert "error: before training: http://127.0.0.1:9/health: not reachable" in capfd.readouterr().err
-    with serving() as server:
-        words = (f"trainer.rollouts.urls=[{server.url}]", "dataset=demo_video", f"run.dir={tmp_path / 'video'}")
-        assert run_here(*RUN, *words) == 2
-    said = capfd.readouterr()
-    assert "holds a video, and the server takes frames without their times" in said.err
-    assert "component" not in said.out  # the table of what trains, which needs the weights

@@ -15,7 +15,7 @@ from vlmft.evaluation.compare import Comparison
 from vlmft.evaluation.rewarded import RewardedEvaluator
 from vlmft.tasks import task_of
 from vlmft.tasks.grpo import GrpoTask
-from vlmft.types import Solution
+from vlmft.types import Message, Sample, Solution, Video
 
 REWARDED = ("trainer=grpo", "reward=format@2.0+correctness@5.0")
 
@@ -88,6 +88,33 @@ def test_solutions_that_a_reward_cannot_use_are_listed_before_weights_are_loaded
     assert any("reward iou, sample mine/two: its reference 'seven' has no box" in p for p in caught.value.problems)
     task_of(compose(*REWARDED)).check_data(kit(tmp_path))
     task_of(compose("trainer=grpo", "reward=iou", "check_s=0")).check_data(kit(tmp_path))  # there is no time to look
+
+
+SERVED = ("trainer/rollouts=vllm", "trainer.rollouts.urls=[http://127.0.0.1:9]", "trainer.rollouts.model=tiny")
+
+
+def test_servers_are_looked_at_and_videos_refused_before_weights_are_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = task_of(compose(*REWARDED, *SERVED, "trainer.rollouts.wait_s=0"))
+    given = kit(tmp_path)
+    with pytest.raises(ConfigError, match=literally("before training: http://127.0.0.1:9/health: not reachable (")):
+        task.check_data(given)
+    looked: list[int] = []
+    monkeypatch.setattr("vlmft.training.vllm_server.look_at", lambda spec, longest: looked.append(longest))
+    task.check_data(given)
+    assert looked == [8192]
+    filmed = Sample("mine/film", (Message("user", (Video(tmp_path / "a.mp4"), "What?")),), target=Solution("yes"))
+    monkeypatch.setattr("vlmft.data.check.examine", lambda *args: filmed)
+    with pytest.raises(DataError, match="mine/film: holds a video, and the server takes frames without their times"):
+        task.check_data(given)
+
+
+def test_a_mixture_of_experts_is_not_served(tmp_path: Path) -> None:
+    task = task_of(compose(*REWARDED, *SERVED, "model=tiny_qwen3vl_moe"))
+    task.check()
+    with pytest.raises(ConfigError, match="is a mixture of experts, and nobody has looked at how a vLLM server takes"):
+        task.check_data(kit(tmp_path))
 
 
 @pytest.mark.parametrize(("most", "warned"), [(8, False), (9, True)])

@@ -42,6 +42,8 @@ class StandIn:
     min_pixels: int | None = None
     takes_weights: bool = True
     """Whether weights that it is sent are really computed with."""
+    busy: int = 0
+    """Times that the prefix cache is still in use."""
     hangs_s: float = 0.0
     dies_after: int | None = None
     """Completions that it gives before it hangs up for good."""
@@ -79,7 +81,8 @@ class StandIn:
                 assert body["method"] == "reload_weights"
                 return self.reload(Path(body["kwargs"]["weights_path"]))
             case "/reset_prefix_cache" if self.dev:
-                return {"success": True}
+                self.busy -= 1
+                return {"success": self.busy < 0}
             case "/reset_mm_cache" | "/reset_encoder_cache" if self.dev:
                 return None
             case "/update_weight_version" if self.dev:

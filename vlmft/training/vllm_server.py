@@ -22,6 +22,7 @@ from vlmft.training.rollouts_spec import VllmRollouts
 GENERATE = "/inference/v1/generate"
 _LONGEST = 300  # characters of what a server says
 _PAUSE_S = 1.0
+_RESETS = 5
 _DOCS = "docs/trainers.md has the command that starts it"
 _SWITCHES = {
     "/inference/": "start the server with --enable-scale-out",
@@ -82,17 +83,24 @@ class Server:
         limit = self.spec.sync_timeout_s
         body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
         self.ask("POST", "/collective_rpc", where, body, limit)
-        found = self.ask("POST", "/reset_prefix_cache", where, timeout_s=limit)
-        if not (isinstance(found, dict) and found.get("success") is True):
-            raise self.error(
-                "/reset_prefix_cache",
-                where,
-                "what the old weights have computed is still in use: somebody else asks this server; give the run one "
-                "of its own",
-            )
+        self._forget_prefixes(where)
         self.ask("POST", "/reset_mm_cache", where, timeout_s=limit)
         self.ask("POST", "/reset_encoder_cache", where, timeout_s=limit)
         self.ask("POST", "/update_weight_version", where, {"new_version": version}, limit)
+
+    def _forget_prefixes(self, where: str) -> None:
+        """Reset the prefix cache, which a request that has just ended may still hold."""
+        for _ in range(_RESETS):
+            found = self.ask("POST", "/reset_prefix_cache", where, timeout_s=self.spec.sync_timeout_s)
+            if isinstance(found, dict) and found.get("success") is True:
+                return
+            time.sleep(_PAUSE_S)
+        raise self.error(
+            "/reset_prefix_cache",
+            where,
+            "what the old weights have computed is still in use: somebody else asks this server; give the run one of "
+            "its own",
+        )
 
     def ask(self, method: str, path: str, where: str, body: Any = None, timeout_s: float | None = None) -> Any:
         """One request; returns the answer's JSON, or its text where it is none.
