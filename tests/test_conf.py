@@ -21,6 +21,8 @@ from vlmft.config.roots import find_roots
 from vlmft.config.spec import Spec, validate
 from vlmft.config.targets import resolve_target
 from vlmft.merge import MergeConfig
+from vlmft.plan import PlanConfig
+from vlmft.planning.specs import Device
 from vlmft.preview import PreviewConfig
 from vlmft.recipes.recipe import Rate
 from vlmft.report import ReportConfig
@@ -267,7 +269,16 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
     files = [*(set(CONF.rglob("*.yaml")) - of_hydra), *(CONF.parent / "registry").rglob("*.yaml")]
     named = {resolve_target(target, Spec) for path in files for target in targets_in(yaml.safe_load(path.read_text()))}
     users = {getattr(vlmft.data, name) for name in vlmft.data.__all__}
-    commands = {AnnotateConfig, ClipsConfig, MergeConfig, PreviewConfig, ReportConfig, ValidateConfig}
+    commands = {
+        AnnotateConfig,
+        ClipsConfig,
+        Device,
+        MergeConfig,
+        PlanConfig,
+        PreviewConfig,
+        ReportConfig,
+        ValidateConfig,
+    }
     fixed = {
         type(spec) for path, spec in chosen_specs if path in ("", "run", "trainer.early_stopping") or "lr" in path
     } | commands

@@ -60,7 +60,7 @@ def test_an_import_against_the_layers_is_found(
 def test_specs_and_driver_load_nothing_heavy() -> None:
     """One process imports every package, and every command the driver runs, and names what came with them."""
     packages = sorted(path.parent.name for path in ROOT.glob("vlmft/*/__init__.py"))
-    commands = ("annotate", "clips", "merge", "preview", "report", "train", "validate", "worker")
+    commands = ("annotate", "clips", "merge", "plan", "preview", "report", "train", "validate", "worker")
     commands += ("launch", "run_folder", "summary")
     modules = [f"vlmft.{name}" for name in (*packages, *commands)]
     code = "import sys; [__import__(name) for name in sys.argv[1:]]; print(*sys.modules)"

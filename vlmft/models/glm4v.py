@@ -16,7 +16,6 @@ from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -32,9 +31,8 @@ class Glm4v(QwenVL):
     }
     coordinate_style: ClassVar = "thousand"
 
-    def load_model(self, device: "torch.device", quantization: Any = None) -> Any:
+    def mended(self, model: Any) -> Any:
         """See `ModelSpec`; the model then takes pictures and videos in one batch."""
-        model = super().load_model(device, quantization)
         model.model.get_placeholder_mask = MethodType(_placeholders_of_one_kind, model.model)
         return model
 

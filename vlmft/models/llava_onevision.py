@@ -14,7 +14,6 @@ from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
 
@@ -37,9 +36,8 @@ class LlavaOnevision(AnyRes):
         processor.chat_template = _HEADER.sub(r"\1 + ('' if \1 == 'assistant' else ' ')", processor.chat_template or "")
         return processor
 
-    def load_model(self, device: "torch.device", quantization: Any = None) -> Any:
+    def mended(self, model: Any) -> Any:
         """See `ModelSpec`; the model then takes videos of different lengths in one batch."""
-        model = super().load_model(device, quantization)
         model.model.get_video_features = MethodType(_features_of_videos, model.model)
         return model
 

@@ -12,19 +12,18 @@ from vlmft.models.tiny import TinyCheckpoint
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 
 class SmolVLM(Idefics, FramesAsTiles):
     """A checkpoint of transformers' `SmolVLMForConditionalGeneration`."""
 
-    def load_model(self, device: "torch.device", quantization: Any = None) -> Any:
+    def mended(self, model: Any) -> Any:
         """See `ModelSpec`; text's embeddings come in the dtype that the model's forward gives pictures' features.
 
         That is its first weight's, the tower's (modeling_smolvlm.py, line 580), of which the LLM's may differ where one
         of the two trains; other families take the embeddings' own.
         """
-        model = super().load_model(device, quantization)
         inner = model.model
         inner.get_input_embeddings().register_forward_hook(lambda module, args, found: found.to(inner.dtype))
         return model

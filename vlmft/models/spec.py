@@ -185,6 +185,16 @@ class ModelSpec(Spec, abstract=True):
             return self
         return self.model_copy(update={"path": str(Path(self.path).expanduser().resolve())})
 
+    def without_weights(self) -> Self:
+        """This spec with a folder that holds the checkpoint's config and processor, whether its weights or not.
+
+        Of a hub id only these files are fetched. Raises as `folder`.
+        """
+        if self.path is None or self.trust_remote_code or Path(self.path).expanduser().is_dir():
+            return self
+        self.refuse_missing_folder()
+        return self.model_copy(update={"path": str(_fetch(self.path, self.revision, code=False, weights=False))})
+
     def load_processor(self) -> Any:
         """The checkpoint's processor, with this spec's budgets."""
         processor = read_processor(self.folder(), self.trust_remote_code)
@@ -234,6 +244,10 @@ class ModelSpec(Spec, abstract=True):
                 f"shape: {', '.join(lacking[:3])}{', ...' if len(lacking) > 3 else ''}; it is damaged, or of another "
                 "class than its config.json says"
             )
+        return self.mended(model)
+
+    def mended(self, model: Any) -> Any:
+        """The checkpoint's model, as transformers makes it, with what this family changes in it; of most nothing."""
         return model
 
     @property
@@ -384,12 +398,13 @@ def _conversion(folder: Path) -> str:
     return f"python -c {shlex.quote(code)}"
 
 
-def _fetch(hub_id: str, revision: str | None, code: bool) -> Path:
+def _fetch(hub_id: str, revision: str | None, code: bool, weights: bool = True) -> Path:
     """The folder that holds `hub_id` at `revision`, with its Python files only where `code` is asked for."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    wanted = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", *(["*.py"] if code else [])]
+    wanted = ["*.json", "*.jinja", "*.txt", "*.model"]
+    wanted += (["*.safetensors"] if weights else []) + (["*.py"] if code else [])
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:

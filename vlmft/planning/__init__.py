@@ -1,0 +1,1 @@
+"""What a run would take, before any weight is loaded."""

@@ -1,0 +1,28 @@
+"""The model of a run as it trains, hollow: its real classes from its config, with the run's recipe."""
+
+from typing import TYPE_CHECKING, Any
+
+from vlmft.planning.hollow import CPU, Hollow, empty_model
+from vlmft.planning.quantised import quantise
+from vlmft.recipes.apply import apply_recipe
+from vlmft.recipes.dtypes import compute_in, torch_dtype
+
+if TYPE_CHECKING:
+    from vlmft.train import TrainConfig
+
+
+def hollow_model(config: "TrainConfig", hollow: Hollow) -> Any:
+    """The model of `config` with its recipe and precision, as `worker.ready_model` makes it, without a weight."""
+    family, recipe, dtype = config.model, config.recipe, torch_dtype(config.precision)
+    model = family.mended(family.skeleton())
+    if family.attention == "eager":
+        model.set_attn_implementation("eager")
+    if config.batching.packs:
+        from vlmft.models.packing import use_packed_attention
+
+        use_packed_attention(model)
+    quantise(model, recipe, family)
+    model = apply_recipe(model, recipe, family, dtype)
+    compute_in(model, dtype, CPU)
+    empty_model(model, hollow)
+    return model
