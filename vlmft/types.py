@@ -59,6 +59,16 @@ class Preference:
 
 
 @dataclass(frozen=True, slots=True)
+class Rated:
+    """One answer to a prompt, good or bad."""
+
+    answer: str
+    good: bool
+    mismatched: str | None = None
+    """The answer to another sample's prompt, where the trainer asks how likely that is behind this one."""
+
+
+@dataclass(frozen=True, slots=True)
 class Solution:
     """What a generated answer is checked against."""
 
@@ -86,7 +96,7 @@ class Classes:
         return tuple(self.names.index(name) for name in labels.names)
 
 
-Target = Preference | Solution | Labels
+Target = Preference | Rated | Solution | Labels
 """What a sample asks for that is no answer to be learned word by word."""
 
 

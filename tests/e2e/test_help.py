@@ -29,7 +29,7 @@ def test_help_names_every_choice(typed: Typed) -> None:
     for said in (
         "python -m vlmft.train dataset=A+B*2+C@0.25",
         "recipe: custom, dora_llm, fft, fft_llm, fft_vt, ",
-        "dataset: demo_captions, demo_classification, demo_dpo, demo_grpo, demo_video, digits, shapes",
+        "dataset: demo_captions, demo_classification, demo_dpo, demo_grpo, demo_kto, demo_video, digits, shapes",
         "metric: choice, correctness, exact_match, field_accuracy, format, iou, json, length, math",
         "global_batch_size: 16",
         "VLMFT_PATH=",

@@ -14,7 +14,7 @@ from tests.support import encoding, literally, save_noise, tiny, tiny_processor
 from vlmft.config.media import Augmentation, MediaRules, PixelBudget, VideoRule
 from vlmft.encoding.encoder import Encoder
 from vlmft.errors import DataError
-from vlmft.types import Image, Labels, Message, Part, Preference, Sample, Solution, Target, Video
+from vlmft.types import Image, Labels, Message, Part, Preference, Rated, Sample, Solution, Target, Video
 
 
 def asked(*parts: Part, answer: str = "red", target: Target | None = None, **rules: Any) -> Sample:
@@ -150,6 +150,7 @@ def test_boxes_follow_their_picture_through_crop_flip_and_resizing(tmp_path: Pat
     ("target", "says"),
     [
         (Preference("a", "b"), "it holds a chosen and a rejected answer (trainer=dpo learns from such samples)"),
+        (Rated("a", False), "it holds one answer, good or bad (trainer=kto learns from such samples)"),
         (Solution("a"), "it holds a solution to check answers against (trainer=grpo learns from such samples)"),
         (Labels(("a",)), "it holds a class (trainer=classification learns from such samples)"),
     ],

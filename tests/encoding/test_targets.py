@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.support import literally, save_noise, tiny, tiny_processor
-from vlmft.encoding.encoder import Encoded, Encoder, Rejected, as_conversation
+from vlmft.encoding.encoder import Encoded, Encoder, Mismatched, Rating, Rejected, as_conversation
 from vlmft.encoding.handover import unwrap, wrap
 from vlmft.errors import DataError
-from vlmft.types import Image, Labels, Message, Preference, Sample, Solution, Target
+from vlmft.types import Image, Labels, Message, Preference, Rated, Sample, Solution, Target
 
 QUESTION = "Which colour is it?"
 
@@ -63,6 +63,38 @@ def test_a_pair_is_two_sequences_over_one_picture(sample: Sample) -> None:
     assert learner(Preference, 2 * long).count(pair).num_tokens == 2 * long
 
 
+def test_a_rated_answer_has_another_sample_s_answer_beside_it(sample: Sample) -> None:
+    rated = replace(sample, target=Rated("Red.", True, mismatched="It is seven, I think."))
+    encoder = learner(Rated)
+    encoded, counted = encoder.encode(rated), encoder.count(rated)
+    assert isinstance(encoded.target, Rating) and encoded.target.good
+    assert text(encoded.input_ids, encoded.supervised) == "Red.<|im_end|>"
+    other = encoded.target.mismatched
+    assert other is not None and text(other.input_ids, other.supervised) == "It is seven, I think.<|im_end|>"
+    prompt = learner(None).encode_prompt(sample).input_ids
+    for ids in (encoded.input_ids, other.input_ids):
+        assert torch.equal(ids[: len(prompt)], prompt)
+    # What is learned is the answer alone.
+    plainly = learner(None).encode(as_conversation(rated))
+    assert torch.equal(encoded.input_ids, plainly.input_ids)
+    assert encoded.num_tokens == encoded.num_places == counted.num_tokens == len(plainly.input_ids)
+    assert encoded.num_supervised == counted.num_supervised == int(encoded.supervised.sum())
+    assert encoder.encode_prompt(rated).target is None
+    bad = encoder.encode(replace(sample, target=Rated("Red.", False)))
+    assert bad.target == Rating(False) and plain(bad) == plain(encoded)
+
+
+def test_another_answer_that_has_no_place_is_left_out_and_the_sample_is_not(sample: Sample) -> None:
+    rated = Rated("Red.", True, mismatched="It is seven, I think.")
+    length = learner(Rated).count(replace(sample, target=rated)).num_tokens
+    longer = learner(Rated, length).encode(replace(sample, target=rated))
+    assert longer.target == Rating(True) and len(longer.input_ids) == length
+    placeholder = learner(Rated).encode(replace(sample, target=replace(rated, mismatched="<|image_pad|>")))
+    assert placeholder.target == Rating(True)
+    with pytest.raises(DataError, match=f"{length} tokens, .* exceed batching.max_tokens={length - 1}"):
+        learner(Rated, length - 1).count(replace(sample, target=rated))
+
+
 @pytest.mark.parametrize("target", [Solution("red"), Labels(("red",)), Labels((), multi=True)])
 def test_a_solution_and_labels_stand_beside_the_prompt(sample: Sample, target: Solution | Labels) -> None:
     encoded = learner(type(target)).encode(replace(sample, target=target), key=3)
@@ -98,8 +130,18 @@ def test_targets_cross_from_loader_processes(sample: Sample) -> None:
     pair = learner(Preference).encode(replace(sample, target=Preference("Red.", "Blue.")))
     asked = learner(Labels).encode(replace(sample, target=Labels(("red", "round"), multi=True)))
     answered = learner(None).encode(as_conversation(replace(sample, target=Solution("Red."))))
-    found = unwrap(wrap([pair, asked, answered]))
-    assert [plain(one) for one in found] == [plain(one) for one in (pair, asked, answered)]
+    rated = learner(Rated).encode(replace(sample, target=Rated("Red.", True, mismatched="Blue.")))
+    alone = learner(Rated).encode(replace(sample, target=Rated("Red.", False)))
+    *found, other, last = unwrap(wrap([pair, asked, answered, rated, alone]))
+    assert [plain(one) for one in (*found, other, last)] == [
+        plain(one) for one in (pair, asked, answered, rated, alone)
+    ]
+    assert last.target == Rating(False)
+    assert isinstance(other.target, Rating) and other.target.good
+    assert isinstance(other.target.mismatched, Mismatched) and isinstance(rated.target, Rating)
+    assert rated.target.mismatched is not None
+    assert torch.equal(other.target.mismatched.input_ids, rated.target.mismatched.input_ids)
+    assert torch.equal(other.target.mismatched.supervised, rated.target.mismatched.supervised)
     assert isinstance(found[0].target, Rejected) and isinstance(pair.target, Rejected)
     assert torch.equal(found[0].target.input_ids, pair.target.input_ids)
     assert torch.equal(found[0].target.supervised, pair.target.supervised)
@@ -108,7 +150,13 @@ def test_targets_cross_from_loader_processes(sample: Sample) -> None:
 
 @pytest.mark.parametrize(
     ("target", "answer"),
-    [(Preference("a", "b"), "a"), (Solution("c"), "c"), (Labels(("d", "e")), "d, e"), (Labels((), multi=True), "none")],
+    [
+        (Preference("a", "b"), "a"),
+        (Rated("b", False), "b"),
+        (Solution("c"), "c"),
+        (Labels(("d", "e")), "d, e"),
+        (Labels((), multi=True), "none"),
+    ],
 )
 def test_as_a_conversation(sample: Sample, target: Target, answer: str) -> None:
     found = as_conversation(replace(sample, target=target))

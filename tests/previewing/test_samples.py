@@ -20,7 +20,7 @@ from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.previewing.album import Album
 from vlmft.previewing.samples import AnyKind, Frame, ShownSample, show
 from vlmft.previewing.visits import Visit, by_id, first
-from vlmft.types import Image, Labels, Message, Preference, Sample, Solution, Target, Video
+from vlmft.types import Image, Labels, Message, Preference, Rated, Sample, Solution, Target, Video
 
 
 @pytest.fixture
@@ -202,6 +202,8 @@ def test_one_that_is_too_long_says_so(path: Path) -> None:
     ("target", "said"),
     [
         (Preference("good", "bad"), "chosen: good\nrejected: bad"),
+        (Rated("yes", True), "good answer: yes"),
+        (Rated("no", False), "bad answer: no"),
         (Solution("42"), "solution: 42"),
         (Labels(("cat", "dog"), multi=True), "class: cat, dog"),
     ],

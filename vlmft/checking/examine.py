@@ -18,7 +18,7 @@ from vlmft.data.sources.rows import RowSource
 from vlmft.encoding.encoder import Counted, Encoder
 from vlmft.errors import DataError
 from vlmft.models import ModelSpec
-from vlmft.types import Image, Labels, Media, Preference, Sample
+from vlmft.types import Image, Labels, Media, Preference, Rated, Sample
 from vlmft.types import Target as SampleTarget
 
 Kind = Literal["row", "media", "boxes", "text", "length", "crash", "timeout", "overlap"]
@@ -75,7 +75,7 @@ class Counter:
     @property
     def judges_whole(self) -> bool:
         """Whether a held-out sample is judged as a training one is encoded; else its prompt is answered."""
-        return self.run.learns in (Preference, Labels)
+        return self.run.learns in (Preference, Rated, Labels)
 
     def count(self, sample: Sample, whole: bool) -> Counted:
         """Tokens of the conversation, `whole` or up to the last answer, of any length. Raises as the encoder."""

@@ -2,7 +2,7 @@
 
 from vlmft.data.demo.digits import Digits
 from vlmft.data.demo.shapes import Shapes
-from vlmft.data.demo.tasks import DemoClassification, DemoDpo, DemoGrpo
+from vlmft.data.demo.tasks import DemoClassification, DemoDpo, DemoGrpo, DemoKto
 from vlmft.data.demo.videos import DemoCaptions, DemoVideo
 from vlmft.data.sources.captions import CaptionsDataset
 from vlmft.data.sources.classification import ClassificationDataset
@@ -13,6 +13,7 @@ from vlmft.data.sources.messages import MessagesDataset
 from vlmft.data.sources.preference import PreferenceDataset
 from vlmft.data.sources.prompts import PromptDataset
 from vlmft.data.sources.sharded import ShardedDataset, WebDataset
+from vlmft.data.sources.unpaired import UnpairedDataset
 from vlmft.data.spec import DatasetSpec
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "DemoClassification",
     "DemoDpo",
     "DemoGrpo",
+    "DemoKto",
     "DemoVideo",
     "Digits",
     "HFDataset",
@@ -33,5 +35,6 @@ __all__ = [
     "PromptDataset",
     "Shapes",
     "ShardedDataset",
+    "UnpairedDataset",
     "WebDataset",
 ]

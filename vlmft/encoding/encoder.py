@@ -14,7 +14,7 @@ from vlmft.encoding.prefix import PrefixFormat
 from vlmft.encoding.time_limit import TimeLimit
 from vlmft.errors import DataError
 from vlmft.models.spec import Media, ModelSpec
-from vlmft.types import Labels, Message, Preference, Sample, Solution, Target
+from vlmft.types import Labels, Message, Preference, Rated, Sample, Solution, Target
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _LEARNT_BY: dict[type[Target] | None, tuple[str, str]] = {
     None: ("answers", "sft"),
     Preference: ("a chosen and a rejected answer", "dpo"),
+    Rated: ("one answer, good or bad", "kto"),
     Solution: ("a solution to check answers against", "grpo"),
     Labels: ("a class", "classification"),
 }
@@ -39,6 +40,25 @@ class Rejected:
 
 
 @dataclass(slots=True)
+class Mismatched:
+    """A prompt with another sample's answer. T = tokens of both."""
+
+    input_ids: "Tensor"
+    """int64 [T]"""
+    supervised: "Tensor"
+    """bool [T]; the tokens of that answer."""
+
+
+@dataclass(slots=True)
+class Rating:
+    """Of a rated answer: what is learned beside its tokens."""
+
+    good: bool
+    mismatched: Mismatched | None = None
+    """None where no other answer was given, or none that has a place behind this prompt."""
+
+
+@dataclass(slots=True)
 class Encoded:
     """One sample as the model takes it, not yet padded. S = its tokens."""
 
@@ -50,7 +70,7 @@ class Encoded:
     media: list[Media]
     """In the order of the text; a pair's two answers share them."""
     num_vision_tokens: int
-    target: Rejected | Solution | Labels | None = None
+    target: Rejected | Rating | Solution | Labels | None = None
     """What is learned beside the tokens, or instead of them: with a solution or labels, they are a prompt."""
 
     @property
@@ -83,6 +103,8 @@ class Counted:
     media: list[PlannedMedium]
     rejected: Tokens | None = None
     """Of a pair: the same prompt with the rejected answer."""
+    mismatched: Tokens | None = None
+    """Of a rated answer: the same prompt with another sample's answer, where that fits."""
 
     @property
     def num_tokens(self) -> int:
@@ -166,8 +188,21 @@ class Encoder:
                     counted = replace(pair[0], sample=sample, rejected=Tokens(pair[1].ids, pair[1].supervised))
                     self._refuse_long(counted)
                     return counted
+                case Rated(answer, _, mismatched):
+                    counted = self._answered(_with_answer(sample, answer), media, only_last=True)
+                    return replace(counted, sample=sample, mismatched=self._fitting(sample, mismatched, media))
                 case _:
                     return self._asked(sample, media)
+
+    def _fitting(self, sample: Sample, answer: str | None, media: list[PlannedMedium]) -> Tokens | None:
+        """The prompt with another sample's answer; None where it cannot stand there, or is too long."""
+        if answer is None:
+            return None
+        try:
+            counted = self._answered(_with_answer(sample, answer), media, only_last=True)
+        except DataError:
+            return None
+        return Tokens(counted.ids, counted.supervised)
 
     def learnt(self, sample: Sample) -> Sample:
         """The sample with the kind of target that is trained on: a conversation's last answer is a solution as well.
@@ -224,18 +259,31 @@ class Encoder:
     def _decoded(self, counted: Counted) -> Encoded:
         import torch
 
-        target, rejected = counted.sample.target, counted.rejected
-        learned = None if isinstance(target, Preference) else target  # a pair's prompt alone asks for neither answer
-        if rejected is not None:
-            pair = Rejected(torch.tensor(rejected.ids), torch.tensor(rejected.supervised))
         return Encoded(
             id=counted.sample.id,
             input_ids=torch.tensor(counted.ids),
             supervised=torch.tensor(counted.supervised),
             media=[self.planner.encode(item) for item in counted.media],
             num_vision_tokens=counted.num_vision_tokens,
-            target=learned if rejected is None else pair,
+            target=self._target(counted),
         )
+
+    def _target(self, counted: Counted) -> Rejected | Rating | Solution | Labels | None:
+        import torch
+
+        match counted.sample.target:
+            case Preference():  # a pair's prompt alone asks for neither answer
+                if (rejected := counted.rejected) is None:
+                    return None
+                return Rejected(torch.tensor(rejected.ids), torch.tensor(rejected.supervised))
+            case Rated(_, good):
+                if not any(counted.supervised):  # the prompt alone
+                    return None
+                if (other := counted.mismatched) is None:
+                    return Rating(good)
+                return Rating(good, Mismatched(torch.tensor(other.ids), torch.tensor(other.supervised)))
+            case target:
+                return target
 
     def _with_media(
         self, text: str, media: Sequence[PlannedMedium], spans: Sequence[Span] = ()
@@ -304,12 +352,14 @@ def _with_answer(sample: Sample, text: str) -> Sample:
 
 
 def as_conversation(sample: Sample) -> Sample:
-    """The sample as one that ends with an answer: the chosen one of a pair, the solution, or the classes' names."""
+    """The sample as one that ends with an answer: a pair's chosen one, the rated one, the solution, the classes."""
     match sample.target:
         case None:
             return sample
         case Preference(chosen, _):
             return _with_answer(sample, chosen)
+        case Rated(answer):
+            return _with_answer(sample, answer)
         case Solution(text):
             return _with_answer(sample, text)
         case Labels(names):

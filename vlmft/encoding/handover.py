@@ -5,11 +5,11 @@ samples has 64 of them. In one buffer they cost what one costs, and are read as 
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlmft.encoding.encoder import Encoded, Rejected
+from vlmft.encoding.encoder import Encoded, Mismatched, Rating, Rejected
 from vlmft.types import Labels, Solution
 
 if TYPE_CHECKING:
@@ -36,6 +36,14 @@ class _RejectedPlaces:
 
 
 @dataclass(frozen=True, slots=True)
+class _RatingPlaces:
+    """The same of what is learned beside a rated answer."""
+
+    good: bool
+    mismatched: tuple[_Place, _Place] | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Entry:
     """One sample, its tensors replaced by their places."""
 
@@ -44,7 +52,7 @@ class _Entry:
     input_ids: _Place
     supervised: _Place
     media: list[dict[str, _Place]]
-    target: _RejectedPlaces | Solution | Labels | None
+    target: _RejectedPlaces | _RatingPlaces | Solution | Labels | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +78,14 @@ def wrap(samples: list[Encoded]) -> Parcel:
         end += len(flat) + padding
         return place
 
+    def put_target(target: Rejected | Rating | Solution | Labels | None) -> Any:
+        match target:
+            case Rejected(input_ids, supervised):
+                return _RejectedPlaces(put(input_ids), put(supervised))
+            case Rating(good, other):
+                return _RatingPlaces(good, None if other is None else (put(other.input_ids), put(other.supervised)))
+        return target
+
     entries = [
         _Entry(
             sample.id,
@@ -77,9 +93,7 @@ def wrap(samples: list[Encoded]) -> Parcel:
             put(sample.input_ids),
             put(sample.supervised),
             [{name: put(tensor) for name, tensor in item.items()} for item in sample.media],
-            _RejectedPlaces(put(sample.target.input_ids), put(sample.target.supervised))
-            if isinstance(sample.target, Rejected)
-            else sample.target,
+            put_target(sample.target),
         )
         for sample in samples
     ]
@@ -95,6 +109,14 @@ def unwrap(parcel: Parcel) -> list[Encoded]:
             length *= size
         return parcel.buffer[place.offset : place.offset + length].view(place.dtype).reshape(place.shape)
 
+    def get_target(target: _RejectedPlaces | _RatingPlaces | Solution | Labels | None) -> Any:
+        match target:
+            case _RejectedPlaces(input_ids, supervised):
+                return Rejected(get(input_ids), get(supervised))
+            case _RatingPlaces(good, places):
+                return Rating(good, None if places is None else Mismatched(*map(get, places)))
+        return target
+
     return [
         Encoded(
             id=entry.id,
@@ -102,9 +124,7 @@ def unwrap(parcel: Parcel) -> list[Encoded]:
             supervised=get(entry.supervised),
             media=[{name: get(place) for name, place in item.items()} for item in entry.media],
             num_vision_tokens=entry.num_vision_tokens,
-            target=Rejected(get(entry.target.input_ids), get(entry.target.supervised))
-            if isinstance(entry.target, _RejectedPlaces)
-            else entry.target,
+            target=get_target(entry.target),
         )
         for entry in parcel.entries
     ]

@@ -17,7 +17,7 @@ from vlmft.previewing.album import Album
 from vlmft.previewing.marks import Mark, marks_of
 from vlmft.previewing.tokens import Piece, read_tokens
 from vlmft.previewing.visits import Visit
-from vlmft.types import Image, Labels, Preference, Sample, Solution, Target, Video
+from vlmft.types import Image, Labels, Preference, Rated, Sample, Solution, Target, Video
 
 Pixels: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
 
@@ -276,6 +276,8 @@ def _describe(target: Target) -> str:
     match target:
         case Preference(chosen, rejected):
             return f"chosen: {chosen}\nrejected: {rejected}"
+        case Rated(answer, good):
+            return f"{'good' if good else 'bad'} answer: {answer}"
         case Solution(text):
             return f"solution: {text}"
         case Labels(names):

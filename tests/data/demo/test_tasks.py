@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlmft.data import DemoClassification, DemoDpo, DemoGrpo
+from vlmft.data import DemoClassification, DemoDpo, DemoGrpo, DemoKto
 from vlmft.data.check import check
 from vlmft.data.demo.shapes_files import COLOURS
 from vlmft.data.split import refuse_overlap
 from vlmft.types import Labels
 
 FEW = {"train_samples": 60, "eval_samples": 24, "image_size": 56, "seed": 0}
-TASKS = {"dpo": DemoDpo, "grpo": DemoGrpo, "classification": DemoClassification}
+TASKS = {"dpo": DemoDpo, "kto": DemoKto, "grpo": DemoGrpo, "classification": DemoClassification}
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,17 @@ def test_pairs_prefer_the_true_colour(opened):
     for sample, colour in every_sample(opened, "dpo"):
         assert sample.target.chosen == colour
         assert sample.target.rejected in {*COLOURS} - {colour}
+
+
+def test_every_other_answer_is_the_true_colour_and_the_rest_are_bad(opened):
+    row = json.loads(opened["kto"][0].data_file.read_text())[0]
+    assert set(row) == {"id", "image", "prompt", "completion", "label"}
+    labels = []
+    for sample, colour in every_sample(opened, "kto"):
+        assert sample.target.answer in COLOURS
+        assert sample.target.good == (sample.target.answer == colour)
+        labels.append(sample.target.good)
+    assert sum(labels[:60]) == 30 and sum(labels[60:]) == 12
 
 
 def test_solutions_are_true_and_well_formed(opened):

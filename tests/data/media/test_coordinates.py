@@ -12,7 +12,7 @@ from vlmft.config.media import Augmentation, CoordinateForm, CoordinateStyle
 from vlmft.data.media.augment import View, augmented, draw_view
 from vlmft.data.media.coordinates import Box, find_marks, marked_boxes, rewrite
 from vlmft.errors import DataError
-from vlmft.types import Image, Labels, Message, Preference, Sample, Solution, Target, Video
+from vlmft.types import Image, Labels, Message, Preference, Rated, Sample, Solution, Target, Video
 
 FORMS: tuple[CoordinateForm, ...] = ("pixels", "unit", "thousand")
 STYLES: tuple[CoordinateStyle, ...] = ("seen_pixels", "thousand", "unit")
@@ -242,6 +242,12 @@ def test_questions_and_targets_are_rewritten_with_the_answers():
     target = Preference("<point>20,10</point>", "<point>200,100</point>")
     chosen = rewrite(sample("", target=target), *seen).target
     assert chosen == Preference("<point>100,100</point>", "<point>1000,1000</point>")
+    rated = Rated("<point>20,10</point>", False, mismatched="<point>200,100</point>")
+    found = rewrite(sample("", target=rated), *seen).target
+    assert found == Rated("<point>100,100</point>", False, mismatched="<point>1000,1000</point>")
+    beyond = Rated("<point>20,10</point>", False, mismatched="<point>201,10</point>")  # of a wider picture
+    assert rewrite(sample("", target=beyond), *seen).target == Rated("<point>100,100</point>", False)
+    assert marked_boxes(sample("", target=beyond), "pixels") == [[Box(20, 10, 20, 10)]]
     solution = sample("", target=Solution("<point>20,10</point>"))
     assert rewrite(solution, *seen).target == Solution("<point>100,100</point>")
     assert marked_boxes(solution, "pixels") == [[Box(20, 10, 20, 10)]]

@@ -24,7 +24,7 @@ from vlmft.data.sources.rows import RowSource
 from vlmft.data.sources.sharded import ShardSet
 from vlmft.data.split import refuse_overlap, split_holdout
 from vlmft.errors import ConfigError, DataError, StorageError
-from vlmft.types import Labels, Preference, Solution
+from vlmft.types import Labels, Preference, Rated, Solution
 
 KINDS = ["jsonl", "parquet", "tar"]
 COLOURS = ["red", "green", "blue", "white"]
@@ -322,6 +322,7 @@ def test_looking_for_held_out_content_reads_no_media(write, tmp_path, monkeypatc
             None,
         ),
         ({"format": "preference"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}, Preference("A", "B")),
+        ({"format": "unpaired"}, {"prompt": "Q", "completion": "A", "label": False}, Rated("A", False)),
         ({"format": "prompts"}, {"prompt": "Q", "solution": "A"}, Solution("A")),
         (
             {"format": "classification", "options": {"labels": ["A", "B"], "prompt": "Q"}},

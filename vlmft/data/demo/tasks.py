@@ -1,4 +1,4 @@
-"""The shapes again, in the formats of other trainers: preference pairs, prompts with solutions, classes."""
+"""The shapes again, in the formats of other trainers: pairs, rated answers, prompts with solutions, classes."""
 
 from typing import Annotated
 
@@ -8,6 +8,7 @@ from vlmft.data.demo.generated import Generated, as_written, written_once
 from vlmft.data.sources.classification import ClassificationDataset
 from vlmft.data.sources.preference import PreferenceDataset
 from vlmft.data.sources.prompts import PromptDataset
+from vlmft.data.sources.unpaired import UnpairedDataset
 from vlmft.types import Classes
 
 GENERATOR = 1
@@ -35,6 +36,16 @@ class DemoDpo(ShapeTask):
         from vlmft.data.demo.tasks_files import write_pairs
 
         return as_written(self, PreferenceDataset, written_once("dpo", GENERATOR, self._parameters, write_pairs))
+
+
+class DemoKto(ShapeTask):
+    """The shape's colour as a good answer, or another colour as a bad one: prompt, completion, label."""
+
+    def files(self) -> UnpairedDataset:
+        """See `Generated.files`."""
+        from vlmft.data.demo.tasks_files import write_rated
+
+        return as_written(self, UnpairedDataset, written_once("kto", GENERATOR, self._parameters, write_rated))
 
 
 class DemoGrpo(ShapeTask):

@@ -1,7 +1,11 @@
-"""Write pictures of one shape with a pair, a solution or a class each: dataset.json, eval.json and images/*.png."""
+"""Write pictures of one shape with a pair, a rated answer, a solution or a class each.
+
+The files: dataset.json, eval.json and images/*.png.
+"""
 
 import json
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +24,19 @@ def write_pairs(folder: Path, train_samples: int, eval_samples: int, image_size:
     """Fill `folder` with preference pairs. The same parameters give the same files."""
 
     def row(colour: str, random: np.random.Generator) -> _Row:
-        others = [other for other in COLOURS if other != colour]
-        rejected = others[int(random.integers(len(others)))]
-        return {"prompt": f"<image>\n{QUESTION}", "chosen": colour, "rejected": rejected}
+        return {"prompt": f"<image>\n{QUESTION}", "chosen": colour, "rejected": _another(colour, random)}
+
+    _write(folder, (train_samples, eval_samples), image_size, seed, row)
+
+
+def write_rated(folder: Path, train_samples: int, eval_samples: int, image_size: int, seed: int) -> None:
+    """Fill `folder` with single answers, every other one bad. The same parameters give the same files."""
+    labels = cycle((True, False))
+
+    def row(colour: str, random: np.random.Generator) -> _Row:
+        good = next(labels)
+        completion = colour if good else _another(colour, random)
+        return {"prompt": f"<image>\n{QUESTION}", "completion": completion, "label": good}
 
     _write(folder, (train_samples, eval_samples), image_size, seed, row)
 
@@ -46,6 +60,12 @@ def write_labels(folder: Path, train_samples: int, eval_samples: int, image_size
         return {"prompt": f"Question: {QUESTION}\nOptions:\n{options}", "label": colour}
 
     _write(folder, (train_samples, eval_samples), image_size, seed, row)
+
+
+def _another(colour: str, random: np.random.Generator) -> str:
+    """A wrong colour."""
+    others = [other for other in COLOURS if other != colour]
+    return others[int(random.integers(len(others)))]
 
 
 def balanced(random: np.random.Generator, choices: tuple[T, ...], number: int) -> list[T]:

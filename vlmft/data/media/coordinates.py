@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlmft.config.media import CoordinateForm, CoordinateStyle
 from vlmft.errors import DataError
-from vlmft.types import Message, Preference, Sample, Solution, Target
+from vlmft.types import Message, Preference, Rated, Sample, Solution, Target
 
 if TYPE_CHECKING:
     from vlmft.data.media.augment import View
@@ -285,7 +285,17 @@ def _clipped(low: float, high: float, start: int, length: int) -> tuple[float, f
 def _target(target: Target | None, written: Callable[[str], str]) -> Target | None:
     if isinstance(target, Preference):
         return Preference(written(target.chosen), written(target.rejected))
+    if isinstance(target, Rated):
+        return replace(target, answer=written(target.answer), mismatched=_foreign(target.mismatched, written))
     return Solution(written(target.text)) if isinstance(target, Solution) else target
+
+
+def _foreign(text: str | None, written: Callable[[str], str]) -> str | None:
+    """Another sample's answer; None where its marks are of pictures that this sample has not."""
+    try:
+        return None if text is None else written(text)
+    except DataError:
+        return None
 
 
 def _texts(sample: Sample) -> Iterator[str]:
@@ -293,6 +303,8 @@ def _texts(sample: Sample) -> Iterator[str]:
         yield from (part for part in message.parts if isinstance(part, str))
     if isinstance(sample.target, Preference):
         yield from (sample.target.chosen, sample.target.rejected)
+    elif isinstance(sample.target, Rated):
+        yield sample.target.answer
     elif isinstance(sample.target, Solution):
         yield sample.target.text
 

@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from vlmft.data.sources.files import JsonDataset
     from vlmft.data.sources.parsed import Parser
 
-Format = Literal["llava", "messages", "captions", "preference", "prompts", "classification"]
+Format = Literal["llava", "messages", "captions", "preference", "unpaired", "prompts", "classification"]
 
 _FORMATS: dict[Format, tuple[str, str]] = {
     "llava": ("llava", "LLaVADataset"),
     "messages": ("messages", "MessagesDataset"),
     "captions": ("captions", "CaptionsDataset"),
     "preference": ("preference", "PreferenceDataset"),
+    "unpaired": ("unpaired", "UnpairedDataset"),
     "prompts": ("prompts", "PromptDataset"),
     "classification": ("classification", "ClassificationDataset"),
 }

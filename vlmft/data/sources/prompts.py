@@ -37,10 +37,7 @@ def parse_prompt(row: Any, frames_fps: float | None = None) -> Parsed:
     """
     row = check_object(row, "'prompt' and 'solution', or 'conversations'")
     if row.get("prompt") is None and row.get("solution") is None:
-        drafts = turns_of(row, *CONVERSATIONS, frames_fps=frames_fps)
-        if drafts[-1].role != "assistant":
-            raise DataError(f"the last turn is the {drafts[-1].role}'s; expected the assistant's, with the solution")
-        solution = _said(drafts.pop(), f"turn {len(drafts) + 1}")
+        drafts, solution = asked_and_answered(row, "solution", frames_fps)
     else:
         drafts = prompt_of(row, frames_fps)
         solution = _solution(row)
@@ -64,6 +61,21 @@ def prompt_of(row: dict[str, Any], frames_fps: float | None = None) -> list[Draf
         check_characters(found, "its 'prompt'")
         return [Draft("user", split_at_tags(found))]
     return read_turns(found, given[0], frames_fps=frames_fps)
+
+
+def asked_and_answered(row: dict[str, Any], what: str, frames_fps: float | None = None) -> tuple[list[Draft], str]:
+    """The turns under 'conversations' or 'messages' without the last, and what the assistant says in that.
+
+    Args:
+        what: the last turn is called this in messages.
+
+    Raises:
+        DataError: there are no turns, the last is not the assistant's, or they cannot be read.
+    """
+    drafts = turns_of(row, *CONVERSATIONS, frames_fps=frames_fps)
+    if drafts[-1].role != "assistant":
+        raise DataError(f"the last turn is the {drafts[-1].role}'s; expected the assistant's, with the {what}")
+    return drafts[:-1], _said(drafts[-1], f"turn {len(drafts)}")
 
 
 def _solution(row: dict[str, Any]) -> str:
