@@ -1,20 +1,23 @@
-"""Preference pairs on disk, and a trainer on them, put together as a worker does it."""
+"""Preference pairs on disk, a trainer on them, put together as a worker does it, and an answer by itself."""
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from tests.support import compose, encoding, save_noise, with_recipe
 from tests.training.conftest import Bench
 from vlmft.data import PreferenceDataset
 from vlmft.data.mixture import Mixture, MixturePart
+from vlmft.data.run_data import RunData
+from vlmft.data.spec import Source
 from vlmft.encoding.encoder import Encoder
-from vlmft.tasks import Kit, task_of
+from vlmft.tasks import Kit, Task, task_of
 from vlmft.tasks.dpo import DpoTask
 from vlmft.training.arguments import training_arguments
 from vlmft.training.dpo import PreferenceObjective
@@ -22,7 +25,7 @@ from vlmft.training.step_plan import StepPlan
 from vlmft.training.steps import StepDataset, StepLoader
 from vlmft.training.stop import StopRequest
 from vlmft.training.trainer import Parts, StepTrainer
-from vlmft.types import Preference
+from vlmft.types import Message, Sample
 
 
 def write_pairs(folder: Path, video: bool = True, text: bool = True) -> Path:
@@ -62,11 +65,18 @@ def _row(row_id: str, prompt: Any, chosen: str, rejected: str, **media: Any) -> 
 
 
 @dataclass
-class PairBench(Bench):
+class TaskBench(Bench):
+    """A trainer with its task."""
+
+    task: Task | None = None
+    kit: Kit | None = None
+
+
+@dataclass
+class PairBench(TaskBench):
     """A trainer on pairs."""
 
     task: DpoTask | None = None
-    kit: Kit | None = None
 
     @property
     def objective(self) -> PreferenceObjective:
@@ -77,25 +87,28 @@ class PairBench(Bench):
 
 def pair_bench(folder: Path, file: Path, *words: str, model: Any = None, **replaces: Any) -> PairBench:
     """A bench of `python -m vlmft.train trainer=dpo *words` on the pairs of `file`, whose run folder is `folder`."""
-    config = compose("trainer=dpo", "trainer.num_workers=0", *words)
     source = PreferenceDataset(data_path=file, frames_fps=2.0).open("mine")
+    return PairBench(**vars(task_bench(folder, source, "trainer=dpo", *words, model=model, **replaces)))
+
+
+def task_bench(folder: Path, source: Source, *words: str, model: Any = None, **replaces: Any) -> TaskBench:
+    """A bench of `python -m vlmft.train *words` on the samples of `source`, whose run folder is `folder`."""
+    config = compose("trainer.num_workers=0", *words)
+    task = task_of(config)
+    task.check()
     mixture = Mixture([MixturePart(source, 1, range(len(source)))], config.seed)
+    data = task.prepare(RunData(mixture, ()))
     plan = StepPlan.derive(len(mixture), config.global_batch_size, config.trainer.epochs, config.trainer.max_steps, 1)
     args = training_arguments(
         folder, config.trainer, config.optim, config.strategy, config.precision, config.seed, plan.num_steps
     )
     plain, collator = encoding(spec=config.model)
-    encoder = Encoder(config.model, plain.processor, config.batching.max_tokens, learns=Preference)
+    encoder = Encoder(config.model, plain.processor, config.batching.max_tokens, learns=config.trainer.learns)
     run_folder = SimpleNamespace(path=folder, read_fingerprint=lambda: {"seed": config.seed})
     stop = replaces.pop("stop", StopRequest())
-    kit = Kit(
-        SimpleNamespace(mixture=mixture), plan, encoder, collator, run_folder, stop, Console(file=io.StringIO()), []
-    )  # type: ignore[arg-type]
-    task = task_of(config)
-    assert isinstance(task, DpoTask)
-    task.check()
+    kit = Kit(data, plan, encoder, collator, run_folder, stop, Console(file=io.StringIO()), [])  # type: ignore[arg-type]
     model = with_recipe(config) if model is None else model
-    steps = StepDataset(mixture, encoder, plan, rank=0)
+    steps = StepDataset(data.mixture, encoder, plan, rank=0)
     lines: list[dict[str, Any]] = []
     parts = {
         "loader": StepLoader(steps, num_workers=0),
@@ -107,4 +120,24 @@ def pair_bench(folder: Path, file: Path, *words: str, model: Any = None, **repla
         "stop": stop,
         "on_log": lines.append,
     }
-    return PairBench(StepTrainer(model, args, Parts(**(parts | replaces)), []), steps, lines, task, kit)
+    return TaskBench(StepTrainer(model, args, Parts(**(parts | replaces)), []), steps, lines, task, kit)
+
+
+def sample_of(bench: Bench, sample_id: str) -> Sample:
+    source = bench.steps.mixture.parts[0].source
+    return next(source[row] for row in range(len(source)) if source[row].id == sample_id)
+
+
+def said_alone(bench: Bench, sample: Sample, answer: str) -> float:
+    """The log-probability of an answer to a sample's prompt, by itself: a conversation's last turn, by log_softmax."""
+    model, collator, family = bench.model, bench.trainer.parts.collator, bench.trainer.parts.collator.family
+    encoder = Encoder(family, collator.processor)
+    text = replace(sample, messages=(*sample.messages, Message("assistant", (answer,))), target=None)
+    encoded, prompt = encoder.encode(text), encoder.encode_prompt(text)
+    batch = collator([encoded])
+    with torch.no_grad():
+        logits = model(**family.model_inputs(collator.processor, batch.inputs)).logits[0]
+    said = encoded.input_ids[len(prompt.input_ids) : int(encoded.supervised.nonzero().max()) + 1]
+    start = len(prompt.input_ids) - 1
+    log_probs = logits[start : start + len(said)].log_softmax(-1)
+    return float(log_probs.gather(1, said[:, None]).sum())

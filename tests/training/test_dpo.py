@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from transformers import TrainerCallback, set_seed
 
 from tests.models.families import FAMILIES, Family
 from tests.support import CPU, PROJECT, compose, encoding, literally
-from tests.training.pairs import PairBench, pair_bench, write_pairs
+from tests.training.pairs import PairBench, pair_bench, said_alone, sample_of, write_pairs
 from vlmft.config.media import Augmentation
-from vlmft.encoding.encoder import Encoded, Encoder, as_conversation
+from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError, DataError, PreemptedError, StorageError
 from vlmft.tasks import task_of
 from vlmft.training import commit, reference_pass
@@ -49,23 +48,9 @@ def bench(tmp_path: Path) -> MakeBench:
 
 
 def alone(bench: PairBench, pair: Encoded) -> tuple[float, float]:
-    """Log-probabilities of both answers, each by itself: the last turn of a conversation, by log_softmax."""
-    model, collator, family = bench.model, bench.trainer.parts.collator, bench.trainer.parts.collator.family
-    source = bench.steps.mixture.parts[0].source
-    sample = next(source[row] for row in range(len(source)) if source[row].id == pair.id)
-    encoder = Encoder(family, collator.processor)
-    found = []
-    for answer in (sample.target.chosen, sample.target.rejected):
-        text = as_conversation(replace(sample, target=replace(sample.target, chosen=answer)))
-        encoded, prompt = encoder.encode(text), encoder.encode_prompt(text)
-        batch = collator([encoded])
-        with torch.no_grad():
-            logits = model(**family.model_inputs(collator.processor, batch.inputs)).logits[0]
-        said = encoded.input_ids[len(prompt.input_ids) : int(encoded.supervised.nonzero().max()) + 1]
-        start = len(prompt.input_ids) - 1
-        log_probs = logits[start : start + len(said)].log_softmax(-1)
-        found.append(float(log_probs.gather(1, said[:, None]).sum()))
-    return found[0], found[1]
+    """Log-probabilities of both answers, each by itself."""
+    sample = sample_of(bench, pair.id)
+    return said_alone(bench, sample, sample.target.chosen), said_alone(bench, sample, sample.target.rejected)
 
 
 def test_a_step_is_the_mean_over_its_pairs_of_what_each_answer_has_by_itself(bench: MakeBench) -> None:

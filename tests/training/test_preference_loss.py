@@ -217,7 +217,7 @@ def refused(match: str, **values: Any) -> None:
 
 def test_contradictions_are_refused_with_the_fix() -> None:
     refused("sigmod: unknown loss; did you mean sigmoid", loss="sigmod")
-    refused("kto learns from single answers, good or bad.*apo_zero", loss="sigmoid+kto")
+    refused("kto learns from single answers, good or bad: take trainer=kto; .*apo_zero", loss="sigmoid+kto")
     refused("bco: unknown loss", loss="bco")
     refused("exo_pair needs label_smoothing above 0", loss="exo_pair")
     refused("robust needs label_smoothing below 0.5", loss="robust", label_smoothing=0.5)

@@ -66,6 +66,17 @@ def figures(predicted: Predicted) -> dict[str, float | None]:
     return {name: found[name] for name in FIGURES}
 
 
+def one_against(truth: Sequence[bool], scores: Sequence[float]) -> Predicted:
+    """A single class, whose scores need be no probabilities, for what asks for AUROC; nothing is predicted."""
+    rows = np.asarray(truth)[:, None]
+    return Predicted(rows, np.zeros_like(rows), np.asarray(scores)[:, None])
+
+
+def auroc(predicted: Predicted) -> float:
+    """AUROC without scikit-learn, NaN where it is undefined."""
+    return float(_auroc(predicted, np.arange(len(predicted))[None], AUROC)[0])
+
+
 def bootstrapped(predicted: Predicted, name: str) -> Array:
     """The figure `name` of each of R resamples, [R]; always the same draws for the same N.
 

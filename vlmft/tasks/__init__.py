@@ -6,8 +6,9 @@ from vlmft.tasks.base import Kit, Task
 from vlmft.tasks.classification import ClassificationTask
 from vlmft.tasks.dpo import DpoTask
 from vlmft.tasks.grpo import GrpoTask
+from vlmft.tasks.kto import KtoTask
 from vlmft.tasks.sft import SftTask
-from vlmft.training import Classification, Dpo, Grpo, Sft, TrainerSpec
+from vlmft.training import Classification, Dpo, Grpo, Kto, Sft, TrainerSpec
 
 if TYPE_CHECKING:
     from vlmft.train import TrainConfig
@@ -17,6 +18,7 @@ __all__ = ["Kit", "Task", "task_of"]
 _TASKS: dict[type[TrainerSpec], type[Task]] = {
     Sft: SftTask,
     Dpo: DpoTask,
+    Kto: KtoTask,
     Grpo: GrpoTask,
     Classification: ClassificationTask,
 }

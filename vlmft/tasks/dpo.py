@@ -7,6 +7,7 @@ from vlmft.errors import ConfigError
 from vlmft.evaluation import Generate
 from vlmft.evaluation.measures import OF_PAIRS
 from vlmft.tasks.base import Kit, Task, places
+from vlmft.tasks.reference import kept_on
 from vlmft.training import Dpo
 from vlmft.training.preference import SORTING
 
@@ -38,7 +39,7 @@ class DpoTask(Task):
     def _contradictions(self) -> list[str]:
         config, problems = self.config, []
         if self.trainer.reference == "adapters_off":
-            problems += [f"trainer.reference=adapters_off: {why}; use copy or precomputed" for why in self._kept_on()]
+            problems += [f"trainer.reference=adapters_off: {why}; use copy or precomputed" for why in kept_on(config)]
         augmented = [name for name, entry in config.dataset.items() if entry.augment is not None]
         if self.trainer.reference == "precomputed" and augmented:
             problems.append(
@@ -49,20 +50,6 @@ class DpoTask(Task):
         if isinstance(ranks, int):
             problems += self._sorted_on(ranks)
         return problems
-
-    def _kept_on(self) -> list[str]:
-        """Why the model without its adapters is not the one of the start."""
-        adapters = self.config.recipe.adapters
-        if not adapters:
-            return ["the recipe has no adapters"]
-        reasons = [
-            f"recipe.{name}.bias=true trains biases in place, which stay when adapters are off"
-            for name, policy in adapters.items()
-            if policy.bias
-        ]
-        if self.config.model.adapter is not None:
-            reasons.append("with model.adapter the start is not the base, which is what is left without adapters")
-        return reasons
 
     def _sorted_on(self, ranks: int) -> list[str]:
         sorting = sorted(self.trainer.losses.keys() & SORTING)

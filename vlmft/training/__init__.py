@@ -12,6 +12,7 @@ from vlmft.training.classification_spec import (
     WeightedSampler,
 )
 from vlmft.training.grpo_spec import Grpo
+from vlmft.training.kto_spec import Kto
 from vlmft.training.optim import Adafactor, AdamW, AdamW8bit, Muon, OptimSpec, TransformersOptim
 from vlmft.training.preference import Dpo
 from vlmft.training.rollouts_spec import OwnRollouts, RolloutsSpec, VllmRollouts
@@ -29,6 +30,7 @@ __all__ = [
     "EarlyStopping",
     "Focal",
     "Grpo",
+    "Kto",
     "Logger",
     "Muon",
     "NaturalSampler",

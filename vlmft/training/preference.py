@@ -63,7 +63,9 @@ class Dpo(TrainerSpec):
     @classmethod
     def _known(cls, loss: str) -> str:
         if "kto" in (term.partition("@")[0].strip() for term in loss.split("+")):
-            raise ValueError("kto learns from single answers, good or bad, and here are pairs; apo_zero is close to it")
+            raise ValueError(
+                "kto learns from single answers, good or bad: take trainer=kto; for pairs, apo_zero is close to it"
+            )
         try:
             expand(loss, LOSSES, MIXES, kind="loss")
         except ConfigError as error:
