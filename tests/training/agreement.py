@@ -8,7 +8,7 @@ import torch
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.encoding.generating import generating
-from vlmft.training.grpo import _followed
+from vlmft.training.answered import followed
 from vlmft.training.loss import token_log_probs
 
 
@@ -28,7 +28,7 @@ def check(model: Any, prompts: Sequence[Encoded], collator: Collator, tolerance:
         end = next((place for place, token in enumerate(new.tolist()) if token in ends), len(new) - 1)
         rows.append(new[: end + 1].cpu())
         drawn.append(logps[row, torch.arange(end + 1), new[: end + 1]])
-    batch = [_followed(prompt, ids) for prompt, ids in zip(prompts, rows, strict=True)]
+    batch = [followed(prompt, ids) for prompt, ids in zip(prompts, rows, strict=True)]
     found, places = token_log_probs(model, *collator.on_device(batch, model))
     assert len({len(prompt.input_ids) for prompt in prompts}) > 1
     for row, expected in enumerate(drawn):

@@ -15,7 +15,8 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.scoring import MetricSpec, Reward
-from vlmft.training.grpo import Completion, GrpoObjective
+from vlmft.training.answered import Completion
+from vlmft.training.grpo import GrpoObjective
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.rollouts import OwnRoller, Roller
 from vlmft.training.rollouts_spec import OwnRollouts

@@ -15,7 +15,7 @@ from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import DataError, ScoringError
 from vlmft.scoring import MetricSpec, Reward
-from vlmft.training.grpo import Completion
+from vlmft.training.answered import Completion
 from vlmft.training.grpo_loss import group_advantages
 from vlmft.training.reference import StartValues
 from vlmft.types import Sample, Solution

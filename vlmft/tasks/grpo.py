@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vlmft.encoding.loading import EncodedGroup
     from vlmft.evaluation.judge import Judge
     from vlmft.train import TrainConfig
-    from vlmft.training.grpo import Completion, GrpoObjective
+    from vlmft.training.answered import Completion
+    from vlmft.training.grpo import GrpoObjective
     from vlmft.training.rollouts import Roller
     from vlmft.training.steps import StepDataset
     from vlmft.types import Sample

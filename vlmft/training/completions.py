@@ -13,7 +13,7 @@ from vlmft.scoring.rewards import OWN
 from vlmft.training.ranks import rank
 
 if TYPE_CHECKING:
-    from vlmft.training.grpo import Completion
+    from vlmft.training.answered import Completion
 
 _KEPT_OUT = "not shown: its system prompt comes from the environment"
 

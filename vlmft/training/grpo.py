@@ -5,7 +5,6 @@ B = completions of a micro-batch, K = token places, T = tokens of a completion.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,72 +16,19 @@ from vlmft.encoding.collate import IGNORED, Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import DataError
-from vlmft.models.spec import Media
 from vlmft.scoring import Reward, rewards_of, weighted_sum
 from vlmft.scoring.rewards import OWN
+from vlmft.training.answered import Answered, Completion, followed, solution_of
 from vlmft.training.grpo_loss import Denominators, group_advantages, policy_loss
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.loss import supervised_logits, token_log_probs
 from vlmft.training.objective import Figure, Objective, Share
 from vlmft.training.reference import judging
 from vlmft.training.rollouts import Roller, Rollout
-from vlmft.training.server_correction import Drawn, drawn_by_server, drawn_figures, refuse_far
-from vlmft.types import Solution
+from vlmft.training.server_correction import drawn_by_server, drawn_figures, refuse_far
 
 _EQUAL = 1e-6
 """A standard deviation of rewards below this is rounding: the group has nothing to compare."""
-
-
-@dataclass(slots=True)
-class Completion:
-    """One completion with its prompt: what a step is cut into. T = its tokens."""
-
-    encoded: Encoded
-    """The prompt and the completion, whose tokens alone are supervised; its media are the prompt's own."""
-    rollout: Rollout
-    solution: str
-    scores: dict[str, float]
-    """By reward, before its weight."""
-    reward: float
-    advantage: float
-    spread: float
-    """The standard deviation of its group's rewards."""
-    old_logps: Tensor | None = None
-    """float32 [T], of the model that made it; None: the model of this step did."""
-    ref_logps: Tensor | None = None
-    """float32 [T], of the reference."""
-    drawn: Drawn | None = None
-    """Where a server made it: how likely it was there."""
-
-    @property
-    def id(self) -> str:
-        """See `Unit`."""
-        return self.encoded.id
-
-    @property
-    def media(self) -> list[Media]:
-        """See `Unit`."""
-        return self.encoded.media
-
-    @property
-    def num_tokens(self) -> int:
-        """See `Unit`."""
-        return self.encoded.num_tokens
-
-    @property
-    def num_places(self) -> int:
-        """See `Unit`."""
-        return self.encoded.num_places
-
-    @property
-    def num_supervised(self) -> int:
-        """See `Unit`."""
-        return self.encoded.num_supervised
-
-    @property
-    def num_vision_tokens(self) -> int:
-        """See `Unit`."""
-        return self.encoded.num_vision_tokens
 
 
 class GrpoObjective(Objective[Completion]):
@@ -122,7 +68,7 @@ class GrpoObjective(Objective[Completion]):
         self.reference = reference
         self.on_completions: Callable[[int, Sequence[Completion]], None] | None = None
         """Takes each step's completions of this rank; called on all ranks alike."""
-        self._waiting: dict[int, list[_Answered]] = {}
+        self._waiting: dict[int, list[Answered]] = {}
         """Completions of steps to come, made at an earlier one."""
 
     def begin(self, step: int, group: EncodedGroup) -> Sequence[Completion]:
@@ -176,7 +122,7 @@ class GrpoObjective(Objective[Completion]):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """See `state`."""
-        self._waiting = {step: [_Answered.of(one) for one in all_] for step, all_ in state["waiting"].items()}
+        self._waiting = {step: [Answered.of(one) for one in all_] for step, all_ in state["waiting"].items()}
 
     def _counts(self, unit: Completion) -> bool:
         return unit.rollout.ended or not self.spec.mask_truncated
@@ -199,11 +145,11 @@ class GrpoObjective(Objective[Completion]):
                 [one for number in groups for made in self._waiting[number] for one in made.drawn or ()],
             )
 
-    def _scored(self, prompt: Encoded, rollouts: list[Rollout]) -> "_Answered":
-        scores = [rewards_of(self.rewards, prompt.id, made.text, _solution(prompt)) for made in rollouts]
-        return _Answered(prompt.id, rollouts, scores)
+    def _scored(self, prompt: Encoded, rollouts: list[Rollout]) -> Answered:
+        scores = [rewards_of(self.rewards, prompt.id, made.text, solution_of(prompt)) for made in rollouts]
+        return Answered(prompt.id, rollouts, scores)
 
-    def _completions(self, prompts: Sequence[Encoded], answered: "Sequence[_Answered]") -> Iterator[Completion]:
+    def _completions(self, prompts: Sequence[Encoded], answered: Sequence[Answered]) -> Iterator[Completion]:
         """Join prompts and completions; a prompt that could not be read when they were made has none."""
         waiting = list(answered)
         for prompt in prompts:
@@ -213,9 +159,9 @@ class GrpoObjective(Objective[Completion]):
             waiting.remove(found)
             for number, (made, scores) in enumerate(zip(found.rollouts, found.scores, strict=True)):
                 yield Completion(
-                    encoded=_followed(prompt, made.ids),
+                    encoded=followed(prompt, made.ids),
                     rollout=made,
-                    solution=_solution(prompt),
+                    solution=solution_of(prompt),
                     scores=scores,
                     reward=weighted_sum(self.rewards, scores),
                     advantage=0.0,
@@ -237,7 +183,7 @@ class GrpoObjective(Objective[Completion]):
             one.advantage = float(advantages.flatten()[number])
             one.spread = float(spread[number // self.spec.num_generations])
 
-    def _note_log_probs(self, prompts: Sequence[Encoded], answered: "Sequence[_Answered]") -> None:
+    def _note_log_probs(self, prompts: Sequence[Encoded], answered: Sequence[Answered]) -> None:
         found = iter(self.log_probs(list(self._completions(prompts, answered))))
         for one in answered:
             logps = [next(found) for _ in one.rollouts]
@@ -280,48 +226,6 @@ class GrpoObjective(Objective[Completion]):
         }
         sums |= {OWN + name: sum(unit.scores[name] for unit in units) for name in self.rewards}
         return {name: (float(total), n) for name, total in sums.items()}
-
-
-@dataclass(slots=True)
-class _Answered:
-    """A prompt's completions, without the prompt: what waits for a later step, also in a checkpoint."""
-
-    id: str
-    rollouts: list[Rollout]
-    scores: list[dict[str, float]]
-    old_logps: list[Tensor] | None = None
-    drawn: list[Drawn] | None = None
-
-    def state(self) -> dict[str, Any]:
-        """As plain values and tensors."""
-        rollouts = [(made.ids, made.ended, made.text, made.logps) for made in self.rollouts]
-        drawn = None if self.drawn is None else [(one.weights, one.difference) for one in self.drawn]
-        return {
-            "id": self.id,
-            "rollouts": rollouts,
-            "scores": self.scores,
-            "old_logps": self.old_logps,
-            "drawn": drawn,
-        }
-
-    @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "_Answered":
-        """What `state` gave."""
-        drawn = None if state["drawn"] is None else [Drawn(*one) for one in state["drawn"]]
-        return cls(**(dict(state) | {"rollouts": [Rollout(*made) for made in state["rollouts"]], "drawn": drawn}))
-
-
-def _solution(prompt: Encoded) -> str:
-    assert isinstance(prompt.target, Solution), "the encoder learns solutions"
-    return prompt.target.text
-
-
-def _followed(prompt: Encoded, ids: Tensor) -> Encoded:
-    """The prompt with a completion behind it; the media are shared."""
-    supervised = torch.cat(
-        [torch.zeros(len(prompt.input_ids), dtype=torch.bool), torch.ones(len(ids), dtype=torch.bool)]
-    )
-    return replace(prompt, input_ids=torch.cat([prompt.input_ids, ids]), supervised=supervised)
 
 
 def _in_places(rows: Sequence[Tensor | None], places: Tensor) -> Tensor:
