@@ -9,11 +9,16 @@ pads is given), and in transformers' order for `group_by_length`. Of a token bud
 `padded`, `grouped` and `packed`. `waste` is the share of token places that hold padding. `fill` is the share of the
 budget that holds tokens: what memory for a micro-batch is paid for and used. Packs are filled from the samples of one
 step, so they are the fuller, the more samples a step has.
+
+`ranks`: the work of the busiest of 8 ranks over their mean, median and worst of all steps: samples in turn, and shared
+out by cost as a run does it. That goes by the bytes of a text, of which a token here has 3 to 5.5; counted is the real
+cost, a token as 1 and a vision token as 1.4 (the tower of Qwen2.5-VL-7B beside its LLM, both in full training).
 """
 
 import argparse
 import math
 import random
+import statistics
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +31,9 @@ STEPS, QUICK_STEPS = 200, 10
 STEP_SAMPLES = (16, 64, 256)
 FIXED = (2, 4, 8, 16)
 PICTURES = ((448, 448), (640, 480), (1024, 768), (1036, 1036), (1280, 720))
+RANKS, RANK_SAMPLES = 8, (8, 16)
+VISION_TOKEN = 0.4
+BOUND_RANKS = 1.05
 BOUND_FILL = 0.85
 """Of packs of 64 samples a step and more."""
 
@@ -62,7 +70,8 @@ def main() -> int:
     options = parser.parse_args()
     made = provenance()
     steps = QUICK_STEPS if options.quick else STEPS
-    lengths = mix(steps * max(STEP_SAMPLES))
+    parts = mix(steps * max(STEP_SAMPLES))
+    lengths = [text + media for text, media in parts]
     fixed, cut = of_fixed_size(lengths), {samples: of_steps(lengths, samples, steps) for samples in STEP_SAMPLES}
     rows = [(f"{size} samples, {name}", percent(found.waste), "-") for (name, size), found in fixed.items()]
     for samples, found in cut.items():
@@ -71,10 +80,22 @@ def main() -> int:
         ]
     notes = [f"{len(lengths):,} samples, {sum(lengths) / len(lengths):.0f} tokens on average, {max(lengths):,} at most"]
     show(f"a budget of {BUDGET:,} tokens a micro-batch", ("", "waste", "fill"), rows, notes)
+    ranks = {samples: of_ranks(parts, samples, steps) for samples in RANK_SAMPLES}
+    show(
+        f"the busiest of {RANKS} ranks over their mean",
+        ("", "in turn", "worst", "by cost", "worst"),
+        [
+            (f"{samples} samples a rank", *(f"{one[key]:.3f}" for one in found.values() for key in ("median", "most")))
+            for samples, found in ranks.items()
+        ],
+        [],
+    )
     if not options.quick:
-        write_result("waste", figures(lengths, fixed, cut), made)
+        balance = {str(samples): found for samples, found in ranks.items()}
+        write_result("waste", figures(lengths, fixed, cut) | {"ranks": balance, "bound_ranks": BOUND_RANKS}, made)
     packed = {samples: found["packed"] for samples, found in cut.items()}
-    return int(any(one.waste or (one.fill < BOUND_FILL and samples >= 64) for samples, one in packed.items()))
+    badly_filled = any(one.waste or (one.fill < BOUND_FILL and samples >= 64) for samples, one in packed.items())
+    return int(badly_filled or any(found["by_cost"]["median"] > BOUND_RANKS for found in ranks.values()))
 
 
 def figures(
@@ -103,14 +124,14 @@ def figures(
     }
 
 
-def mix(count: int) -> list[int]:
-    """Lengths of `count` samples in tokens."""
+def mix(count: int) -> list[tuple[int, int]]:
+    """Tokens of text and of media of `count` samples."""
     drawn = random.Random(0)
-    found: list[int] = []
+    found: list[tuple[int, int]] = []
     while len(found) < count:
-        length = _text(drawn) + _media(drawn)
-        if length <= BUDGET:
-            found.append(length)
+        text, media = _text(drawn), _media(drawn)
+        if text + media <= BUDGET:
+            found.append((text, media))
     return found
 
 
@@ -158,6 +179,23 @@ def of_steps(lengths: Sequence[int], samples: int, steps: int) -> dict[str, Coun
                 places.add([own[index] for index in batch], rule.packs)
         found[kind.__name__.lower()] = places
     return found
+
+
+def of_ranks(parts: Sequence[tuple[int, int]], samples: int, steps: int) -> dict[str, dict[str, float]]:
+    """The busiest rank's work over the ranks' mean, in steps of so many samples a rank."""
+    from vlmft.training.balance import share_out
+
+    drawn, size = random.Random(1), samples * RANKS
+    found: dict[str, list[float]] = {"in_turn": [], "by_cost": []}
+    for step in range(steps):
+        own = parts[step * size : (step + 1) * size]
+        real = [text + (1 + VISION_TOKEN) * media for text, media in own]
+        seen = [text * drawn.uniform(3, 5.5) / 4 + (1 + VISION_TOKEN) * media for text, media in own]
+        in_turn = [list(range(rank, size, RANKS)) for rank in range(RANKS)]
+        for name, shares in (("in_turn", in_turn), ("by_cost", share_out(seen, RANKS))):
+            loads = [sum(real[number] for number in share) for share in shares]
+            found[name].append(max(loads) / statistics.fmean(loads))
+    return {name: {"median": statistics.median(ratios), "most": max(ratios)} for name, ratios in found.items()}
 
 
 def percent(share: float) -> str:

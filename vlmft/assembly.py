@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from vlmft.evaluation.judge import Judge
     from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
+    from vlmft.training.balance import Costs
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.commit import Committed
     from vlmft.training.objective import Objective
@@ -197,7 +198,7 @@ def step_trainer(
     with contextlib.ExitStack() as stack:
         parts = Parts(
             loader=StepLoader(
-                StepDataset(kit.data.mixture, kit.encoder, kit.plan, rank()),
+                StepDataset(kit.data.mixture, kit.encoder, kit.plan, rank(), step_costs(config, task, kit, model)),
                 config.trainer.num_workers,
                 start.step if start else 0,
             ),
@@ -236,6 +237,19 @@ def step_trainer(
         yield trainer, checkpoints
         for tracker in kit.trackers:
             tracker.close()
+
+
+def step_costs(config: "TrainConfig", task: Task, kit: Kit, model: Any) -> "Costs | None":
+    """By what steps are shared out among the ranks, the same on all; None: in turn."""
+    from vlmft.encoding.probe import probe_sample
+    from vlmft.training.balance import costs_of
+
+    if world_size() == 1 or not config.trainer.shares_by_cost:
+        return None
+    backbone, probe = task.backbone(model), probe_sample(kit.encoder)
+    inputs, _ = kit.collator.on_device([probe], backbone)
+    rows = task.rows(model)
+    return costs_of(backbone, config.model, rows, probe, inputs, config.trainer.gradient_checkpointing)
 
 
 def checkpoint_to_start_from(config: "TrainConfig", folder: RunFolder) -> "Committed | None":

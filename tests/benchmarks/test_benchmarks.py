@@ -74,8 +74,12 @@ def test_what_waste_counts(benchmark: ModuleType) -> None:
     assert places.waste == pytest.approx(1 / 3) and places.fill == 40 / benchmark.BUDGET
     places.add([30, 10], is_pack=True)
     assert places.waste == pytest.approx(0.2) and places.fill == 40 / benchmark.BUDGET
-    lengths = benchmark.mix(500)
-    assert lengths == benchmark.mix(500) and 20 <= min(lengths) < 100 and 4000 < max(lengths) <= benchmark.BUDGET
+    parts = benchmark.mix(1280)
+    lengths = [text + media for text, media in parts]
+    ranks = benchmark.of_ranks(parts, 16, 10)
+    assert ranks["by_cost"]["most"] < benchmark.BOUND_RANKS < 1.2 < ranks["in_turn"]["median"]
+    lengths = lengths[:500]
+    assert parts == benchmark.mix(1280) and 20 <= min(lengths) < 100 and 4000 < max(lengths) <= benchmark.BUDGET
     cut = benchmark.of_steps(lengths, 100, 5)
     assert {name: found.tokens for name, found in cut.items()} == dict.fromkeys(
         ("padded", "grouped", "packed"), sum(lengths)
@@ -167,6 +171,9 @@ class TestRecordedFiguresKeepTheirBounds:
             assert (
                 found["padded"]["micro_batches"] > found["grouped"]["micro_batches"] > found["packed"]["micro_batches"]
             )
+        for found in result["ranks"].values():
+            assert found["by_cost"]["median"] <= result["bound_ranks"] == 1.05 < 1.3 < found["in_turn"]["median"]
+        assert result["ranks"]["16"]["by_cost"]["most"] <= 1.05
         assert (
             result["fixed_size"]["random_8"]["waste"] > 0.6 > 0.1 > result["fixed_size"]["group_by_length_8"]["waste"]
         )

@@ -66,13 +66,23 @@ def assert_same_training(one: Path, other: Path) -> None:
     assert max(float(tensor.abs().max()) for tensor in weights.values()) > 0.1
 
 
-@pytest.mark.parametrize("recipe", ["lora_llm", pytest.param("projector", marks=pytest.mark.slow)])
-def test_two_ranks_train_what_one_does(typed: Typed, home: Path, alone: Callable[[str], Path], recipe: str) -> None:
-    """Under `projector` no gradient reaches anything from a text alone, while the other rank has one to share."""
-    ended = typed(*SAME, f"recipe={recipe}", "strategy.ranks=2", VLMFT_PATH=str(home))
+@pytest.mark.parametrize(
+    ("recipe", "samples"),
+    [("lora_llm", 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("projector", 2), ("fft", 6)))],
+)
+def test_two_ranks_train_what_one_does(
+    typed: Typed, home: Path, alone: Callable[..., Path], recipe: str, samples: int
+) -> None:
+    """Under `projector` no gradient reaches anything from a text alone, while the other rank has one to share.
+
+    Six samples are shared out by cost, and not to each three.
+    """
+    words = (f"recipe={recipe}", f"global_batch_size={samples}")
+    ended = typed(*SAME, *words, "strategy.ranks=2", VLMFT_PATH=str(home))
     assert ended.code == 0, ended.err
-    assert "2 samples a step = 2 ranks x 1; 6 steps x 2 = 12 samples" in ended.out
-    assert_same_training(alone(recipe), ended.run)
+    share = f"{samples} samples a step = 2 ranks x {samples // 2}"
+    assert f"{share}; 6 steps x {samples} = {6 * samples} samples" in ended.out
+    assert_same_training(alone(recipe, words[1]), ended.run)
     assert [line["step"] for line in ended.lines] == list(range(1, 7))  # rank 0 alone writes
 
 

@@ -16,6 +16,7 @@ from vlmft.encoding.time_limit import OverdueError
 from vlmft.errors import VlmftError
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # What ends a process by its own fault; SIGKILL is the kernel's answer to a lack of memory, and no sample's fault.
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE)
@@ -28,6 +29,8 @@ class EncodedGroup:
     samples: list[Encoded]
     bad: dict[str, str] = field(default_factory=dict)
     """Samples that could not be used: id -> reason. They are missing from the group, nothing takes their place."""
+    shares: int = 0
+    """Of a step that is shared out by cost: the same number on ranks that came to the same shares."""
 
 
 class Watch:
@@ -84,39 +87,61 @@ def encode_group(
     encode: Callable[[Item], Encoded],
     sample_id: Callable[[Item], str],
     watch: Watch,
+    places: Sequence[int] | None = None,
 ) -> EncodedGroup | VlmftError:
     """Apply `encode` to each item of group `number`, for as long as the encoder's time limit gives each.
+
+    Args:
+        places: of the items, as `watch` is to know them; None: 0, 1, ...
 
     Returns:
         The group; or the error, where one is no sample's own.
     """
-
-    def encoded(index: int) -> Encoded | SampleError:
-        if (number, index) in watch.crashed:
-            return crashed(sample_id(items[index]), watch.crashed[number, index])
-        watch.begin(number, index)
-        try:
-            return encode(items[index])
-        except SampleError as error:
-            return error
-
     group = EncodedGroup([])
-    limit = encoder.time_limit
-    places = range(len(items))
     try:
-        for item, found in zip(
-            items, limit.map(encoded, places) if limit else [encoded(index) for index in places], strict=True
-        ):
-            if isinstance(found, Encoded):
-                group.samples.append(found)
-            elif isinstance(found, SampleError):
+        for found in attempts(encoder, number, items, encode, sample_id, watch, places):
+            if isinstance(found, SampleError):
                 group.bad[found.sample_id] = str(found)
             else:
-                assert isinstance(found, OverdueError) and limit
-                group.bad[sample_id(item)] = str(overdue(sample_id(item), limit.seconds))
+                group.samples.append(found)
     except VlmftError as error:
         return error
     return group
+
+
+def attempts(
+    encoder: Encoder,
+    number: int,
+    items: Sequence[Item],
+    do: Callable[[Item], Result],
+    sample_id: Callable[[Item], str],
+    watch: Watch,
+    places: Sequence[int] | None = None,
+) -> list[Result | SampleError]:
+    """What `do` gives for each item of a group, or why it cannot be used; arguments as of `encode_group`.
+
+    Raises:
+        VlmftError: one that is no sample's own.
+    """
+    places = range(len(items)) if places is None else places
+
+    def attempt(index: int) -> Result | SampleError:
+        if (number, places[index]) in watch.crashed:
+            return crashed(sample_id(items[index]), watch.crashed[number, places[index]])
+        watch.begin(number, places[index])
+        try:
+            return do(items[index])
+        except SampleError as error:
+            return error
+
+    limit = encoder.time_limit
+    if limit is None:
+        return [attempt(index) for index in range(len(items))]
+    found = limit.map(attempt, range(len(items)))
+    return [
+        overdue(sample_id(item), limit.seconds) if isinstance(one, OverdueError) else one
+        for item, one in zip(items, found, strict=True)
+    ]
 
 
 def load(groups: Groups, num_workers: int, start: int = 0) -> Generator[EncodedGroup]:
@@ -170,8 +195,8 @@ def _load(groups: Groups, num_workers: int, start: int) -> Iterator[EncodedGroup
             if isinstance(item, EncodedGroup):
                 yield item
             else:
-                parcel, bad = item
-                yield EncodedGroup(unwrap(parcel), bad)
+                parcel, bad, shares = item
+                yield EncodedGroup(unwrap(parcel), bad, shares)
     finally:
         # Now, and not when the garbage collector comes by: an error's traceback keeps the stream alive.
         if num_workers:
@@ -196,7 +221,7 @@ def _raise_if_dead(workers: Sequence[Any], watch: Watch, cause: Exception) -> No
 
 def _wrapped(item: EncodedGroup | VlmftError) -> Any:
     """What crosses from a loader process: the group's tensors in one buffer."""
-    return item if isinstance(item, VlmftError) else (wrap(item.samples), item.bad)
+    return item if isinstance(item, VlmftError) else (wrap(item.samples), item.bad, item.shares)
 
 
 def _as_it_is(item: Any) -> Any:

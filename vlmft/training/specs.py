@@ -17,6 +17,9 @@ class TrainerSpec(Spec, abstract=True):
     packs: ClassVar[bool] = False
     """Its loss may be computed of samples that stand end to end in one row."""
 
+    shares_by_cost: ClassVar[bool] = False
+    """A step is shared out among ranks by what its samples cost; else in turn, to each equally many."""
+
     epochs: float = Field(gt=0, description="passes over the training data; the last step is filled from the next pass")
     max_steps: int | None = Field(ge=1, description="optimiser steps; where set, `epochs` is not used")
     num_workers: int = Field(ge=0, description="loader processes a rank; 0 encodes in the training process")
@@ -40,6 +43,7 @@ class Sft(TrainerSpec):
     """Supervised fine-tuning: every assistant turn of every conversation is learned."""
 
     packs: ClassVar[bool] = True
+    shares_by_cost: ClassVar[bool] = True
 
 
 class Strategy(Spec):

@@ -2,23 +2,32 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from vlmft.data.mixture import Mixture
+from vlmft.data.mixture import Mixture, SampleRef
+from vlmft.data.problems import SampleError, naming_sample
 from vlmft.encoding.encoder import Encoder
-from vlmft.encoding.loading import EncodedGroup, Watch, encode_group, load
+from vlmft.encoding.loading import EncodedGroup, Watch, attempts, encode_group, load
 from vlmft.errors import VlmftError
+from vlmft.training.balance import Costs, digest, share_out
 from vlmft.training.step_plan import StepPlan
 
 
 class StepDataset:
-    """Maps a step's number to that step of one rank, so that any loader can start at any step."""
+    """Maps a step's number to that step of one rank, so that any loader can start at any step.
 
-    def __init__(self, mixture: Mixture, encoder: Encoder, plan: StepPlan, rank: int) -> None:
+    Args:
+        costs: by which a step is shared out among several ranks; None: in turn, to each equally many samples.
+    """
+
+    def __init__(
+        self, mixture: Mixture, encoder: Encoder, plan: StepPlan, rank: int, costs: Costs | None = None
+    ) -> None:
         self.mixture = mixture
         self.encoder = encoder
         self.plan = plan
         self.rank = rank
+        self.costs = costs if plan.world_size > 1 else None
         self.watch = Watch()
 
     def __len__(self) -> int:
@@ -26,14 +35,47 @@ class StepDataset:
 
     def __getitem__(self, step: int) -> EncodedGroup | VlmftError:
         """This rank's samples of the step, or what stands in its way."""
+        if self.costs is None:
+            return self.in_turn(step)
+        try:
+            shares = self._shares(step, self.costs)
+        except VlmftError as error:
+            return error
+        group = self._encoded(step, shares[self.rank])
+        if isinstance(group, EncodedGroup):
+            group.shares = digest(shares)
+        return group
+
+    def in_turn(self, step: int) -> EncodedGroup | VlmftError:
+        """As `[step]`, shared out without a look at any sample."""
+        start = self.plan.positions(step, 0).start
+        return self._encoded(step, [position - start for position in self.plan.positions(step, self.rank)])
+
+    def _shares(self, step: int, costs: Costs) -> list[list[int]]:
+        """The places in the step that each rank takes."""
+
+        def cost(ref: SampleRef) -> float:
+            sample = self.mixture.read(ref)
+            with naming_sample(sample.id, sample.place):
+                return costs.of(self.encoder.planner, sample)
+
+        refs = [self._at(step, place) for place in range(self.plan.global_batch_size)]
+        found = attempts(self.encoder, step, refs, cost, self.mixture.sample_id, self.watch)
+        return share_out([None if isinstance(one, SampleError) else one for one in found], self.plan.world_size)
+
+    def _encoded(self, step: int, places: Sequence[int]) -> EncodedGroup | VlmftError:
         return encode_group(
             self.encoder,
             step,
-            [self.mixture.at(position) for position in self.plan.positions(step, self.rank)],
+            [self._at(step, place) for place in places],
             encode=lambda ref: self.encoder.encode(self.mixture.read(ref), ref.key),
             sample_id=self.mixture.sample_id,
             watch=self.watch,
+            places=places,
         )
+
+    def _at(self, step: int, place: int) -> SampleRef:
+        return self.mixture.at(step * self.plan.global_batch_size + place)
 
 
 class StepLoader:

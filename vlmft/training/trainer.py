@@ -19,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from vlmft.encoding.batching import BatchingSpec
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.loading import EncodedGroup
-from vlmft.errors import ConfigError, DataError, NumericError
+from vlmft.errors import ConfigError, DataError, NumericError, VlmftError
 from vlmft.training.loss import keep_a_gradient
 from vlmft.training.meters import Meters, StepTotals, peak_memory
 from vlmft.training.objective import Figure, Objective, Unit
@@ -112,11 +112,10 @@ class StepTrainer(Trainer):
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """All micro-batches of one step: forward and backward. Returns the loss, the same on every rank."""
-        step: EncodedGroup = inputs
-        self.step_ids = [sample.id for sample in step.samples]
         if not model.training:  # the walk through all modules costs 0.15 ms even on a tiny model
             model.train()
-        self._agree(step)
+        step = self._agree(inputs)
+        self.step_ids = [sample.id for sample in step.samples]
         units = self.parts.objective.begin(self.state.global_step, step)
         totals = self._totals(step, units)
         loss, slots, cuts = self._all_micro_batches(model, units, totals)
@@ -187,24 +186,35 @@ class StepTrainer(Trainer):
         kinds = self.parts.collator.kinds(units)
         return self.parts.batching.micro_batches([unit.num_places for unit in units], at_least, kinds)
 
-    def _agree(self, step: EncodedGroup) -> None:
-        """Stop, refuse bad samples, or find that a rank has none left, on all ranks alike."""
+    def _agree(self, step: EncodedGroup) -> EncodedGroup:
+        """Stop, refuse bad samples, or find that a rank has none left, on all ranks alike; what is to be trained on.
+
+        Ranks that came to different shares, where a header could be read on some alone, take the step in turn instead.
+        """
         new = {name: reason for name, reason in step.bad.items() if name not in self.bad_samples}
         stop = self.parts.stop
-        stopping, interrupted, num_new, idle_ranks = self._sum(
-            [bool(stop.reason), stop.interrupted, len(new), not step.samples]
+        stopping, interrupted, num_new, idle_ranks, shares, squares = self._sum(
+            [bool(stop.reason), stop.interrupted, len(new), not step.samples, step.shares, step.shares**2]
         )
         if stopping:
             stop.interrupted = bool(interrupted)
             if self.checkpoints is not None:
                 self.checkpoints.save()
             stop.stop_at(f"after step {self.state.global_step}")
+        if int(shares) ** 2 != int(squares) * self.accelerator.num_processes:  # equal only where all numbers are
+            number = self.state.global_step + 1
+            logger.warning("step %d: ranks see its files differently; it is shared out in turn", number)
+            again = self.parts.loader.dataset.in_turn(self.state.global_step)
+            if isinstance(again, VlmftError):
+                raise again
+            return self._agree(again)
         if num_new:
             self._leave_out(new)
         if idle_ranks:
             raise DataError(
                 f"step {self.state.global_step + 1}: no usable sample is left for {idle_ranks:.0f} of the ranks"
             )
+        return step
 
     def _totals(self, step: EncodedGroup, units: Sequence[Unit]) -> StepTotals:
         """Sum over the ranks what the step is divided by and counted in."""
