@@ -87,6 +87,26 @@ def test_what_waste_counts(benchmark: ModuleType) -> None:
     assert cut["packed"].waste == 0 < cut["grouped"].waste < cut["padded"].waste
 
 
+@pytest.mark.parametrize("benchmark", ["step"], indirect=True)
+@pytest.mark.parametrize(
+    ("case", "of_trl", "slowest", "off", "said"),
+    [
+        ("tiny skewed fft", 2.1, 1.9, 9e-4, None),
+        ("tiny skewed fft", 1.9, 1.9, 9e-4, "1.90 of trl's samples/s, at least 2.0 are wanted"),
+        ("tiny equal fft", 0.96, 1.9, 9e-4, "0.96 of trl's samples/s, at least 0.97 are wanted"),
+        ("tiny equal fft", 0.98, 2.1, 9e-4, "a step took 2.10 times the median a token"),
+        ("tiny equal fft", 0.98, 1.9, 2e-3, "losses differ by 2.0e-03"),
+    ],
+)
+def test_the_step_fails_where_a_bound_is_missed(
+    benchmark: ModuleType, case: str, of_trl: float, slowest: float, off: float, said: str | None
+) -> None:
+    figures = {"of_trl": of_trl, "slowest": slowest, "loss_off": 0.0}
+    trl = {"of_trl": 1.0, "slowest": 9.0, "loss_off": off}
+    sides = {"packed": figures, "grouped": figures | {"of_trl": 0.5}, "trl": trl}
+    assert benchmark.misses(case, {"sides": sides}) == ([said] if said else [])
+
+
 def assert_anonymous(text: str) -> None:
     """Fail where the text names this machine, its user or a folder of it."""
     private = {socket.gethostname(), str(Path.home()), str(ROOT), f'"{getpass.getuser()}"'}
@@ -178,6 +198,19 @@ class TestRecordedFiguresKeepTheirBounds:
             result["fixed_size"]["random_8"]["waste"] > 0.6 > 0.1 > result["fixed_size"]["group_by_length_8"]["waste"]
         )
 
+    @pytest.mark.skipif(not (ROOT / "benchmarks/results/step.json").exists(), reason="not recorded yet")
+    def test_step(self) -> None:
+        result = recorded("step")
+        assert (result["bound_skewed"], result["bound_equal"], result["bound_loss"]) == (2.0, 0.97, 1e-3)
+        assert len(result["cases"]) == 8
+        for name, found in result["cases"].items():
+            sides = found["sides"]
+            best = max(sides["packed"]["of_trl"], sides["grouped"]["of_trl"])
+            assert best >= (2.0 if "skewed" in name else 0.97)
+            assert max(sides[side]["slowest"] for side in ("packed", "grouped")) <= result["bound_slowest"] == 2.0
+            assert max(side["loss_off"] for side in sides.values()) <= 1e-3
+            assert min(len(side["losses"]) for side in sides.values()) >= 5
+
     def test_grpo(self) -> None:
         result = recorded("grpo")
         seeds = [result[f"seed_{seed}"] for seed in range(3)]
@@ -233,6 +266,13 @@ def test_the_others_run(script: str, said: str) -> None:
     done = run(script)
     assert done.returncode == 0, done.stderr
     assert said in done.stdout
+
+
+@pytest.mark.slow
+def test_the_step_has_the_same_losses_on_both_sides() -> None:
+    done = run("step.py")
+    assert "trl" in done.stdout and "packed" in done.stdout, done.stderr
+    assert "losses differ" not in done.stdout
 
 
 @pytest.mark.slow
