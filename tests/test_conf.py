@@ -279,9 +279,11 @@ def test_every_spec_can_be_chosen(chosen_specs: list[tuple[str, Spec]]) -> None:
         ReportConfig,
         ValidateConfig,
     }
-    fixed = {
-        type(spec) for path, spec in chosen_specs if path in ("", "run", "trainer.early_stopping") or "lr" in path
-    } | commands
+    fixed = (
+        {type(spec) for path, spec in chosen_specs if path in ("", "run", "trainer.early_stopping") or "lr" in path}
+        | commands
+        | {Device}
+    )
     # recipe.rates=[{match: norm, lr: 1e-6}]; a file of templates; an entry's augment, and all that it says of its
     # media; a metric with its weight
     by_hand = {Rate, Template, Augmentation, MediaRules, Reward} | OPEN
