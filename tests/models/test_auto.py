@@ -17,9 +17,9 @@ from tests.models.autos import NAMES, auto, config_of, parts, samples
 from tests.models.families import FAMILIES, Family, asked, collator_of, encoder_of, picture, processor_of, video
 from tests.models.table import DOCS
 from tests.support import compose, literally, with_recipe
-from vlmft.assembly import encoding
+from vlmft import assembly
 from vlmft.config.media import MediaRules
-from vlmft.encoding.collate import Batch
+from vlmft.encoding.collate import Batch, Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.encoding.model_proof import prove_model
 from vlmft.encoding.proof import prove_encoding
@@ -59,7 +59,8 @@ def test_a_tiny_family_is_proven_and_then_trains_as_its_own_file_does_it_or_is_r
     if family.name in REFUSED:
         spec, processor = auto(family.name)
         with pytest.raises(ConfigError) as raised:
-            prove_encoding(*encoding(config_of(family), processor), mine, spec.refused)
+            encoder = assembly.encoder(config_of(family), processor)
+            prove_encoding(encoder, Collator(spec, processor), mine, spec.refused)
         assert str(raised.value) == REFUSED[family.name]
         return
     spec, encoder, collator = parts(family.name)
