@@ -16,7 +16,7 @@ from vlmft.config.media import MediaRules
 from vlmft.encoding.encoder import Encoder
 from vlmft.errors import DataError
 from vlmft.evaluation import NoEvaluation
-from vlmft.types import Image, Message, Sample, Solution, Video
+from vlmft.types import Image, Message, Rated, Sample, Solution, Video
 
 
 def asking(*parts, answer: str = "A") -> int:
@@ -43,6 +43,17 @@ def test_a_question_is_what_the_users_turns_say_and_show() -> None:
 def test_media_without_a_file_are_told_apart_by_their_bytes() -> None:
     assert asking(Image(Path("/t.tar/1"), b"x")) == asking(Image(Path("/t.tar/2"), b"x"))
     assert asking(Image(Path("/t.tar/1"), b"x")) != asking(Image(Path("/t.tar/1"), b"y"))
+
+
+def test_a_held_out_answer_is_counted_where_it_is_judged() -> None:
+    """A rated answer is read with its prompt, held out or not; a solution is compared with what is generated."""
+    prompt = Sample("a/1", (Message("user", ("What?",)),))
+    rated, checked = (dataclasses.replace(prompt, target=target) for target in (Rated("Two.", False), Solution("Two.")))
+    counter = Counter(tiny(), tiny_processor(), None, learns=Rated)
+    assert counter.judges_whole and counter.count(rated, whole=True).num_supervised > 0
+    with pytest.raises(DataError, match="trainer=kto learns from one answer, good or bad"):
+        counter.refuse(checked, whole=True)
+    assert not Counter(tiny(), tiny_processor(), None, learns=Solution).judges_whole
 
 
 def test_what_is_found_out_is_written_down(root: Path) -> None:

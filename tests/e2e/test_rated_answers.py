@@ -18,7 +18,7 @@ def test_learns_what_is_a_good_answer(tmp_path: Path) -> None:
         "trainer=kto",
         "dataset=demo_kto",
         "dataset.demo_kto.train_samples=480",
-        "trainer.max_steps=40",
+        "trainer.max_steps=55",
         "preview=0",
     )
     assert run_here(*words, "logger=none", f"run.dir={run}") == 0
