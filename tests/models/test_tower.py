@@ -1,13 +1,16 @@
 """The vision tower in few calls gives what it gives by transformers' own: features and gradients."""
 
 import copy
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.models.families import FAMILIES, Family
+from tests.models.families import FAMILIES, Family, asked, encoder_of, picture, processor_of, video
 from tests.support import compose, with_recipe
+from vlmft.encoding.collate import Collator
 from vlmft.models import tower
 from vlmft.models.tower import SEGMENTS, use_fast_tower
 
@@ -61,6 +64,58 @@ def test_few_calls_give_the_features_and_gradients_of_many(family: Family, monke
     assert 0 < calls < slow_calls
     assert {name for name, _ in fast.named_parameters()} == {name for name, _ in plain.named_parameters()}
     assert "vlmft" not in fast.config.to_json_string()
+
+
+@pytest.mark.parametrize("family", [one for one in CHECKED if one.id in SEGMENTED])
+def test_the_collator_works_out_what_the_tower_would(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = with_recipe(compose(f"model=tiny_{family.name}", "recipe=lora_llm", "precision=fp32"))
+    use_fast_tower(model)
+    parts = [asked(picture(tmp_path, 56, 84), picture(tmp_path, 140, 56, 1), "Which?"), asked("None?")]
+    if family.mixed:
+        parts.append(asked(video(tmp_path, 4, 60, 90), "What happens?"))
+    samples = [encoder_of(family).encode(sample) for sample in parts]
+    inputs, labels = Collator(family.spec, processor_of(family.name)).for_loss(samples, model)
+    given = {name for name in inputs if name.startswith(("image_", "video_")) and not name.endswith("grid_thw")}
+    file = sys.modules[type(model.get_base_model().model.visual).__module__]
+    own: dict[str, Any] = {}
+
+    def told(name: str, plain: Any) -> Any:
+        def function(*args: Any, **kwargs: Any) -> Any:
+            own.setdefault(name, []).append(plain(*args, **kwargs))
+            return own[name][-1]
+
+        return function
+
+    waits = 0
+
+    def counted(plain: Any) -> Any:
+        def method(*args: Any) -> Any:
+            nonlocal waits
+            waits += 1
+            return plain(*args)
+
+        return method
+
+    for name in {name for name in vars(file) if name.startswith("get_vision_")}:
+        monkeypatch.setattr(file, name, told(name, getattr(file, name)))
+    for name in ("tolist", "item"):
+        monkeypatch.setattr(torch.Tensor, name, counted(getattr(torch.Tensor, name)))
+    with torch.no_grad():
+        found = model(**inputs, use_cache=False).logits
+        saved, waits, own_given = waits, 0, dict(own)
+        own.clear()
+        expected = model(**{name: inputs[name] for name in inputs.keys() - given}, use_cache=False).logits
+    asked_for = waits
+    assert torch.equal(found, expected)
+    # Three times for pictures and for videos; for windows twice more, and once a medium.
+    assert asked_for - saved == 3 * (1 + family.mixed) + (7 if "get_vision_window_index" in own else 0)
+    assert own.keys() == own_given.keys() and len(own) >= 2
+    for name, values in own.items():
+        for mine, theirs in zip(own_given[name], values, strict=True):
+            flat = (mine, theirs) if isinstance(mine, tuple) else ((mine,), (theirs,))
+            assert all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(*flat, strict=True))
 
 
 def test_one_kernel_is_told_where_segments_begin(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,16 +111,16 @@ class Collator:
         return Batch(inputs | self.family.collate(self.processor, input_ids, media), labels)
 
     def for_loss(self, samples: Sequence[Encoded], model: Any) -> "tuple[dict[str, Tensor], Tensor]":
-        """Join `samples`, packed where this collator packs, as `on_device` does."""
-        if not self.packs:
-            return self.on_device(samples, model)
-        lengths = [sample.num_tokens for sample in samples]
-        packed = self.packed(samples)
+        """Join `samples`, packed where this collator packs, as `on_device` does, with the tower's inputs worked out."""
         device = next(model.parameters()).device
-        positions = self.family.packed_positions(model, packed.inputs, lengths)
-        batch = packed.to(device)
-        inputs = self.family.model_inputs(self.processor, batch.inputs)
-        return inputs | {"position_ids": positions.to(device), "attention_mask": borders(lengths, device)}, batch.labels
+        collated = self.packed(samples) if self.packs else self(samples)
+        worked_out = self.family.tower_inputs(model, collated.inputs, device)
+        if self.packs:
+            lengths = [sample.num_tokens for sample in samples]
+            positions = self.family.packed_positions(model, collated.inputs, lengths)
+            worked_out |= {"position_ids": positions.to(device), "attention_mask": borders(lengths, device)}
+        batch = collated.to(device)
+        return self.family.model_inputs(self.processor, batch.inputs) | worked_out, batch.labels
 
     def _refuse_mixed(self, samples: Sequence[HasMedia]) -> None:
         if len(kinds := set(self.kinds(samples))) > 1:

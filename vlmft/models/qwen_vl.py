@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from vlmft.config.media import PixelBudget
 from vlmft.errors import ConfigError, DataError
 from vlmft.models.spec import Media, MediaKind, MediumText, ModelSpec, Pixels
+from vlmft.models.tower import tower_inputs
 from vlmft.types import Clip
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -162,6 +164,12 @@ class QwenVL(ModelSpec, abstract=True):
         sizes = {name: inputs[name] for name in _SIZES if name in inputs}
         rows, _ = owner.get_rope_index(**tokens, **sizes, attention_mask=filled)  # [3, samples, longest]
         return torch.cat([super().packed_positions(model, inputs, lengths)[None], rows[:, filled.bool()][:, None]])
+
+    def tower_inputs(self, model: Any, inputs: dict[str, "Tensor"], device: "torch.device") -> dict[str, Any]:
+        """See `ModelSpec`."""
+        kinds = {kind: f"{kind}_grid_thw" for kind in ("image", "video")}
+        grids = {kind: inputs[name] for kind, name in kinds.items() if name in inputs}
+        return tower_inputs(model, grids, device) if grids else {}
 
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """See `ModelSpec`. Pixels are float32 [P, C*T*s*s], bit for bit what Qwen's own processors compute."""

@@ -352,6 +352,15 @@ class ModelSpec(Spec, abstract=True):
 
         return torch.cat([torch.arange(length) for length in lengths])[None]
 
+    def tower_inputs(self, model: Any, inputs: dict[str, "Tensor"], device: "torch.device") -> dict[str, Any]:
+        """What the vision tower would otherwise work out of sizes on the device; further arguments of the forward pass.
+
+        Args:
+            model: wrapped or not.
+            inputs: as collated, on the CPU.
+        """
+        return {}
+
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
         """On the device: from a collated batch to the arguments of the model's forward (pixels become floats here)."""
         raise NotImplementedError

@@ -6,7 +6,7 @@ convolution that covers each whole patch, which is a matrix product. S = patches
 """
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,48 @@ def use_fast_tower(model: Any) -> None:
             module.__class__ = _whole_patch_class()
 
 
+def tower_inputs(model: Any, grids: "Mapping[str, Tensor]", device: "torch.device") -> dict[str, Any]:
+    """What the tower of a model of this kind would work out of `grids` on the device, waiting for it time and again.
+
+    The values are by the functions that the tower itself would call (transformers 5.23, `vision_utils`), which are not
+    asked where their names come as arguments: `image_cu_seqlens`, `image_window_index`, ...
+
+    Args:
+        grids: int64 [pictures, 3] of `image`, `video` or both, on the CPU.
+    """
+    from transformers import vision_utils as of
+    from transformers.utils.generic import get_max_seqlen
+
+    tower = next(module for module in model.modules() if "get_vision_position_ids" in _names(type(module)))
+    names = _names(type(tower))
+    found: dict[str, Any] = {}
+    for kind, grid in grids.items():
+        values: dict[str, Any] = {"position_ids": of.get_vision_position_ids(grid, tower.spatial_merge_size)}
+        values["cu_seqlens"], values["max_seqlen"] = of.get_vision_attention_seqlens(grid, tower.config)
+        if "get_vision_window_index" in names:
+            sizes = (tower.spatial_merge_size, tower.window_size, tower.patch_size)
+            values["window_index"], values["cu_window_seqlens"] = of.get_vision_window_index(grid, *sizes)
+            values["max_window_seqlen"] = get_max_seqlen(values["cu_window_seqlens"], tower.config)
+        if "get_vision_interpolation_indices_and_weights" in names:
+            rule = (tower.interpolation_mode, tower.interpolation_align_corners, tower.config.spatial_merge_size)
+            indices, weights = of.get_vision_interpolation_indices_and_weights(grid, tower.num_grid_per_side, *rule)
+            values |= {"interp_indices": indices, "interp_weights": weights}
+        found |= {f"{kind}_{name}": value for name, value in values.items() if value is not None}
+    return {
+        name: value if isinstance(value, int) else value.to(device, non_blocking=True) for name, value in found.items()
+    }
+
+
+def _names(kind: Any) -> tuple[str, ...]:
+    """What the code of a module's forward reads by name."""
+    return getattr(getattr(inspect.unwrap(kind.forward), "__code__", None), "co_names", ())
+
+
 def _segmented(model: Any) -> Iterator[Any]:
     """Attention modules that hand over all segments at once where the function's name has `flash` in it."""
     for module in model.modules():
-        forward = inspect.unwrap(type(module).forward)
-        asks = "is_flash_attention_requested" in getattr(getattr(forward, "__code__", None), "co_names", ())
-        takes_segments = asks and "cu_seqlens" in inspect.signature(forward).parameters
+        asks = "is_flash_attention_requested" in _names(type(module))
+        takes_segments = asks and "cu_seqlens" in inspect.signature(type(module).forward).parameters
         if takes_segments and module.config._attn_implementation == "sdpa":
             yield module
 
