@@ -33,6 +33,8 @@ bench: setup  ## every figure the README quotes; writes benchmarks/results/
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/head.py
+	$(BIN)/python benchmarks/layer.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(BIN)/python benchmarks/recipes.py
 	$(BIN)/python benchmarks/dpo.py

@@ -198,6 +198,20 @@ class TestRecordedFiguresKeepTheirBounds:
             result["fixed_size"]["random_8"]["waste"] > 0.6 > 0.1 > result["fixed_size"]["group_by_length_8"]["waste"]
         )
 
+    @pytest.mark.skipif(not (ROOT / "benchmarks/results/head.json").exists(), reason="not recorded yet")
+    def test_head(self) -> None:
+        result = recorded("head")
+        assert list(result["shares"]) == ["0.05", "0.10", "0.25", "0.50", "1.00"]
+        whole, few = result["shares"]["1.00"], result["shares"]["0.10"]
+        assert whole["chunked"]["bytes"] <= result["bound_bytes"] * whole["plain"]["bytes"]
+        assert few["plain"]["bytes"] < few["all rows"]["bytes"] / 2 and result["bound_bytes"] == 0.6
+
+    def test_layer(self) -> None:
+        result = recorded("layer")
+        found = result["bytes_a_token"]
+        assert found["vlmft"]["moved"] / found["peft"]["moved"] <= result["bound"] == 0.6
+        assert found["vlmft"]["kept"] < found["peft"]["kept"] / 3 and found["bare"]["kept"] == 0
+
     @pytest.mark.skipif(not (ROOT / "benchmarks/results/step.json").exists(), reason="not recorded yet")
     def test_step(self) -> None:
         result = recorded("step")
@@ -259,6 +273,8 @@ def test_the_startup_runs() -> None:
         ("dpo.py", "seconds of a forward and backward pass over 2 pairs"),
         ("recipes_gpu.py", "plain: transformers and PEFT"),
         ("waste.py", "packed, 16 samples a step"),
+        ("layer.py", "of what peft does; at most 0.6 are"),
+        ("head.py", "where all rows are supervised, chunked takes at most 0.6 of plain's bytes"),
         ("exact.py", "a pack against its samples alone, fp32 on cpu; at most 1e-05 is allowed"),
     ],
 )

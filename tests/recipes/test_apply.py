@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
 from tests.recipes.expected import LLM_LINEAR, PEFT, TOWER, adapters, copies
 from tests.recipes.training import backward, batches, save_trained, train, untied
@@ -131,3 +132,38 @@ def test_gradient_checkpointing_changes_no_gradient(recipe: str, tower: str) -> 
     for name, parameter in recomputing.named_parameters():
         if parameter.requires_grad:
             assert torch.equal(parameter.grad, gradients[name]), name
+
+
+def test_adapters_take_16_bit_inputs_without_a_copy_and_compute_the_same() -> None:
+    model = with_recipe(compose("recipe=lora_llm", "precision=bf16")).train()
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    assert len(layers) == 14 and not any(layer.cast_input_dtype_enabled for layer in layers)
+    for number, layer in enumerate(layers):
+        torch.nn.init.normal_(layer.lora_B["default"].weight, generator=torch.Generator().manual_seed(number))
+    found = []
+    for cast in (False, True):
+        for layer in layers:
+            layer.cast_input_dtype_enabled = cast
+        loss = float(backward(model, batches()[0]))
+        found.append((loss, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}))
+        model.zero_grad()
+    (loss, gradients), (reference, expected) = found
+    assert loss == reference and gradients.keys() == expected.keys()
+    assert all(torch.equal(gradients[name], expected[name]) for name in gradients)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "tower", "depth"), [("lora_llm", "frozen", 0), ("fft_llm", "frozen", 0), ("topk", "topk", 1)]
+)
+def test_nothing_is_kept_below_the_first_trained_layer(recipe: str, tower: str, depth: int) -> None:
+    """Frozen blocks at the bottom give hidden states that no gradient will be asked for."""
+    words = ["recipe.vision_tower.k=1"] if recipe == "topk" else []
+    model = with_recipe(compose(f"recipe={recipe}", *words)).train()
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    given: list[bool] = []
+    blocks = inner.model.visual.blocks
+    for block in blocks:
+        block.register_forward_hook(lambda module, args, output: given.append(output.requires_grad))
+    backward(model, batches()[0])
+    assert given == [False] * (len(blocks) - depth) + [True] * depth
+    assert all(parameter.grad is None for parameter in inner.model.visual.patch_embed.parameters())

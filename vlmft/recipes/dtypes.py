@@ -26,5 +26,20 @@ def compute_in(model: Any, dtype: "torch.dtype", device: "torch.device") -> None
     if dtype == torch.float32:
         return
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner is not model:
+        _take_inputs_as_they_come(inner)
     inner.forward = torch.autocast(device.type, dtype)(inner.forward)
     inner.generate = torch.autocast(device.type, dtype)(inner.generate)
+
+
+def _take_inputs_as_they_come(model: Any) -> None:
+    """Keep PEFT from making a float32 copy of each adapted layer's input, which autocast turns back at once.
+
+    The copy is to match the adapters' float32 weights, which autocast casts as well. The results are the same to the
+    bit. DoRA computes with its input outside of a linear layer, and keeps the copy.
+    """
+    from peft.tuners.lora import Linear
+
+    for layer in model.modules():
+        if isinstance(layer, Linear) and not any(layer.use_dora.values()):
+            layer.cast_input_dtype_enabled = False
