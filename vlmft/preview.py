@@ -6,7 +6,7 @@ checked config nothing heavy is imported, so a typo is answered at once.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn
 
 from pydantic import BeforeValidator, Field, field_validator
 
@@ -14,7 +14,9 @@ from vlmft.config.app import Composition, run_app
 from vlmft.config.spec import Spec
 from vlmft.data import DatasetSpec
 from vlmft.encoding import BatchingSpec
-from vlmft.models import ModelSpec
+from vlmft.errors import ConfigError
+from vlmft.models import ModelSpec, Precision
+from vlmft.recipes import Recipe
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,6 +44,8 @@ class PreviewConfig(Spec):
         description="ids of the samples to show, in place of n and start"
     )
     eval: bool = Field(description="held-out samples, as prompts")
+    check: Literal["none", "packing"] = Field(description="packing: compare samples in packs with themselves alone")
+    precision: Precision = Field(description="what check=packing computes in")
     out: Path = Field(description="the page to write")
     seed: int = Field(ge=0, lt=2**32, description="of the run's order and augmentation")
     holdout: float = Field(ge=0, lt=1, description="share of each training entry that is held out")
@@ -51,6 +55,7 @@ class PreviewConfig(Spec):
     eval_dataset: dict[str, DatasetSpec]
     model: ModelSpec
     batching: BatchingSpec
+    recipe: Recipe
 
     @field_validator("n")
     @classmethod
@@ -74,10 +79,13 @@ def preview(config: PreviewConfig, composition: Composition) -> int:
     out = config.out.expanduser().absolute()
     refuse_other_files(out, MAKER, "out")
     config.model.refuse_missing_folder()
+    if config.check == "packing":
+        refuse_check(config)
 
     from vlmft import assembly
     from vlmft.data.run_data import open_run_data
     from vlmft.encoding.time_limit import TimeLimit
+    from vlmft.previewing import packs
     from vlmft.previewing.album import Album
     from vlmft.previewing.page import head_of, render
     from vlmft.previewing.samples import AnyKind, show
@@ -94,7 +102,16 @@ def preview(config: PreviewConfig, composition: Composition) -> int:
     write_page(out, render(head, samples, album))
     console().print(table(samples))
     console().print(f"preview  {out}")
+    if config.check == "packing":
+        packs.show(config, visits, encoder)
     return 0
+
+
+def refuse_check(config: PreviewConfig) -> None:
+    """Raise `ConfigError` where there are no packs to be checked."""
+    if config.eval:
+        raise ConfigError("check=packing: packs are for training; leave eval=true out")
+    config.model.refuse_packing()
 
 
 def chosen(config: PreviewConfig, data: "RunData") -> "tuple[str, list[Visit]]":

@@ -136,7 +136,7 @@ def test_what_it_shares_with_a_run_has_the_same_values() -> None:
     """Else it would show another stream than the run with the same words has."""
     train, here = (yaml.safe_load((PROJECT / f"conf/{name}.yaml").read_text()) for name in ("train", "preview"))
     shared = (set(here) & set(train)) - {"defaults", "hydra"}
-    assert shared == {"seed", "holdout", "mixing_temperature", "sample_timeout_s"}
+    assert shared == {"seed", "holdout", "mixing_temperature", "sample_timeout_s", "precision"}
     assert {key: here[key] for key in shared} == {key: train[key] for key in shared}
     groups = [
         dict(item for d in file["defaults"] if isinstance(d, dict) for item in d.items()) for file in (train, here)
