@@ -210,7 +210,7 @@ def step_trainer(
             max_bad_samples=config.max_bad_samples,
             max_oom_retries=config.trainer.oom_retries,
             stop=kit.stop,
-            look_at_packs=PackProof(kit.collator, config.precision, kit.console.print)
+            look_at_packs=PackProof(kit.collator, config.precision, kit.console.print, task.reading())
             if config.batching.packs
             else None,
         )

@@ -21,6 +21,7 @@ from vlmft.encoding.encoder import Encoded
 from vlmft.encoding.probe import probe_sample
 from vlmft.models import LinearHead, MlpHead
 from vlmft.models.classifier import Classifier, Head, backbone_of, pool
+from vlmft.models.packing import borders
 from vlmft.recipes.probe import freeze_unreached
 from vlmft.types import Image, Sample, Video
 
@@ -53,6 +54,14 @@ class TestPool:
 
     def test_the_largest_may_stand_anywhere(self) -> None:
         assert pool(-self.STATES, self.MASK, "max").tolist() == [[0, -1], [-6, -7]]
+
+    @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
+    def test_takes_each_sample_of_a_pack_by_itself(self, pooling) -> None:
+        lengths = (3, 1, 4)
+        states = torch.randn(1, sum(lengths), 5, generator=torch.Generator().manual_seed(0))
+        found = pool(states, borders(lengths, states.device), pooling)
+        alone = [pool(part, torch.ones(part.shape[:2]), pooling) for part in states.split(lengths, dim=1)]
+        torch.testing.assert_close(found, torch.cat(alone))
 
     @pytest.mark.parametrize("pooling", ["last", "mean", "max"])
     def test_is_in_float32(self, pooling) -> None:

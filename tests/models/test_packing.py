@@ -13,6 +13,7 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError
 from vlmft.models import packing
+from vlmft.models.classifier import backbone_of, pool
 from vlmft.models.packing import PACKED, borders, packed_attention, use_packed_attention
 from vlmft.training.loss import supervised_logits, supervised_loss
 from vlmft.types import Message, Sample
@@ -118,16 +119,25 @@ def test_loss_and_gradients_of_a_pack_are_the_sums_of_its_samples(family: Family
 def test_logits_are_those_of_each_sample_alone_whatever_stands_before_it(family: Family, tmp_path: Path) -> None:
     model, encoded = model_of(family), samples(family, tmp_path)
     with torch.no_grad():
-        own = [supervised_logits(model, *collator_of(family).on_device([sample], model))[0][0] for sample in encoded]
+        rows = [collator_of(family).on_device([sample], model) for sample in encoded]
+        own = [supervised_logits(model, *row)[0][0] for row in rows]
+        seen = torch.cat([pooled(model, inputs) for inputs, _ in rows])  # what trainer=classification learns from
         for order in (range(len(encoded)), range(len(encoded) - 1, -1, -1), [0]):
             inputs, labels = packs(family).for_loss([encoded[i] for i in order], model)
             found, _ = supervised_logits(model, inputs, labels)
             expected = torch.cat([own[i] for i in order])
             assert found[0].shape == expected.shape
+            states = pooled(model, inputs)
+            assert float((states - seen[list(order)]).abs().max()) < 1e-5 * max(1, float(seen.abs().max()))
             assert float((found[0] - expected).abs().max()) < 1e-5 * max(1, float(expected.abs().max()))
         joined = inputs_without_borders(packs(family), encoded, model)
         leaked, _ = supervised_logits(model, *joined)
         assert float((leaked[0] - torch.cat(own)).abs().max()) > 1e-3  # the difference that this test is to see
+
+
+def pooled(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Means over each sample's hidden states, without the LM head."""
+    return pool(backbone_of(model)(**inputs, use_cache=False).last_hidden_state, inputs["attention_mask"], "mean")
 
 
 def inputs_without_borders(

@@ -16,6 +16,7 @@ from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoder
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.models.classifier import Classifier
+from vlmft.models.packing import use_packed_attention
 from vlmft.run_folder import RunFolder
 from vlmft.tasks.base import Kit
 from vlmft.tasks.classification import ClassificationTask
@@ -108,11 +109,14 @@ def class_bench(folder: Path, config: TrainConfig, **replaces: Any) -> ClassBenc
     plan = StepPlan.derive(len(data.mixture), config.global_batch_size, trainer.epochs, trainer.max_steps, 1)
     processor = config.model.load_processor()
     encoder = Encoder(config.model, processor, config.batching.max_tokens, learns=trainer.learns)
-    collator = Collator(config.model, processor)
+    collator = Collator(config.model, processor, config.batching.packs)
     stop = StopRequest()
     kit = Kit(data, plan, encoder, collator, RunFolder(folder), stop, Console(quiet=True), [])
     set_seed(config.seed)
-    model = task.finish_model(with_recipe(config), kit)
+    base = with_recipe(config)
+    if config.batching.packs:
+        use_packed_attention(base)
+    model = task.finish_model(base, kit)
     args = training_arguments(
         folder, trainer, config.optim, config.strategy, config.precision, config.seed, plan.num_steps
     )

@@ -1,5 +1,7 @@
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +11,15 @@ from tests.support import CLOCKED, compose
 from tests.training.classifying import CLASSES, class_bench, labelled_config, shake_head, write_labelled
 from tests.training.test_checkpoint import assert_equal
 from tests.training.test_trainer import Singles, same_gradients
+from vlmft.encoding import Packed
+from vlmft.encoding.collate import Collator
+from vlmft.encoding.encoder import Encoded
+from vlmft.errors import ConfigError
 from vlmft.models.classifier import backbone_of
 from vlmft.training import EarlyStopping, commit
 from vlmft.training.checkpoint import Checkpoints
 from vlmft.training.classification import Patience
+from vlmft.training.pack_proof import PackProof
 
 SLOW = [pytest.param(recipe, marks=pytest.mark.slow) for recipe in ("fft", "projector")]
 RECIPES = ["lora_llm", "lora_llm_nf4", *SLOW]
@@ -80,6 +87,51 @@ def test_a_step_is_the_same_in_one_micro_batch_as_in_many(tmp_path: Path, data_f
     assert figures.keys() == names
     assert {name: figures[f"loss/{name}"][1] for name in CLASSES} == {"cat": 3, "dog": 2, "fish": 1}
     assert figures["accuracy"][0] == sum(figures[f"accuracy/{name}"][0] for name in CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "pooling"), [("fft", "last"), ("lora_llm", "mean"), pytest.param("fft", "max", marks=pytest.mark.slow)]
+)
+def test_a_step_is_the_same_in_packs_as_in_padded_rows(
+    tmp_path: Path, data_file: Path, recipe: str, pooling: str
+) -> None:
+    words = (f"recipe={recipe}", f"trainer.head.pooling={pooling}", "precision=fp32")
+    made = class_bench(tmp_path, labelled_config(data_file, *words, "batching=packed"))
+    rows = class_bench(tmp_path, labelled_config(data_file, *words, "batching=grouped"))
+    for one in (made, rows):
+        set_seed(2)  # the adapters' first weights
+        shake_head(one.model)
+    rows.model.load_state_dict(made.model.state_dict())
+    step = made.step()
+    loss, gradients = rows.gradients(step)
+    lengths = [sample.num_tokens for sample in step.samples]
+    for max_tokens in (sum(lengths), max(lengths) + 20):
+        made.trainer.parts.batching = Packed(max_tokens=max_tokens)
+        other, other_gradients = made.gradients(step)
+        assert other == pytest.approx(loss, rel=1e-5)
+        assert same_gradients(gradients, other_gradients) < 1e-5
+        assert made.trainer.meters.read()["padding"] == 0
+
+
+def test_the_first_pack_is_looked_at_as_the_head_sees_it(tmp_path: Path, data_file: Path) -> None:
+    """The head begins with the same logits for all: what it is given is compared."""
+    made = class_bench(tmp_path, labelled_config(data_file, "batching=packed", "precision=fp32"))
+    said: list[str] = []
+    made.trainer.parts.look_at_packs = PackProof(made.kit.collator, "fp32", said.append, made.task.reading())
+    made.gradients(made.step())
+    assert len(said) == 1 and "in a pack: its pooled states are as alone (within " in said[0]
+
+    class Leaking(Collator):
+        def for_loss(self, samples: Sequence[Encoded], model: Any) -> Any:
+            inputs, labels = super().for_loss(samples, model)
+            ends = inputs["attention_mask"][0, 0, 0]
+            spoilt = torch.stack([ends[0], *(ends[1:-1] - 1), ends[-1]])
+            return inputs | {"attention_mask": spoilt.expand_as(inputs["attention_mask"])}, labels
+
+    leaking = Leaking(made.config.model, made.kit.collator.processor, packs=True)
+    made.trainer.parts.look_at_packs = PackProof(leaking, "fp32", said.append, made.task.reading())
+    with pytest.raises(ConfigError, match="is not computed as it is alone: its pooled states differ by"):
+        made.gradients(made.step())
 
 
 def test_several_labels_are_asked_one_by_one(tmp_path: Path) -> None:

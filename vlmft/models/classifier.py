@@ -56,7 +56,7 @@ class Classifier(nn.Module):
         self.train(model.training)  # a new module says that it trains, whatever is in it
 
     def forward(self, **inputs: "Tensor") -> "Tensor":
-        """The logits [B, C] of a batch that is padded on the right; `inputs` are what the model itself takes."""
+        """The logits [B, C] of a batch, padded on the right or a pack; `inputs` are what the model itself takes."""
         logits: Tensor = self.head(self.pooled(**inputs))
         return logits
 
@@ -92,9 +92,11 @@ def pool(states: "Tensor", mask: "Tensor", pooling: Pooling) -> "Tensor":
     """One state a sample, [B, D], in float32: the last of its tokens, or the mean or the largest values over them.
 
     Args:
-        states: [B, S, D].
-        mask: int [B, S], 1 where a sample has a token. Padding may stand on either side.
+        states: [B, S, D]; of a pack [1, S, D].
+        mask: int [B, S], 1 where a sample has a token, with padding on either side; or a pack's `borders`.
     """
+    if mask.dim() == 4:
+        return _pool_pack(states[0], mask[0, 0, 0], pooling)
     filled = mask.bool()
     if pooling == "last":
         places = torch.arange(mask.shape[1], device=mask.device)
@@ -105,6 +107,14 @@ def pool(states: "Tensor", mask: "Tensor", pooling: Pooling) -> "Tensor":
         summed = states.masked_fill(~filled[..., None], 0.0).sum(1)
         return summed / filled.sum(1, keepdim=True)
     return states.masked_fill(~filled[..., None], -torch.inf).max(1).values
+
+
+def _pool_pack(states: "Tensor", ends: "Tensor", pooling: Pooling) -> "Tensor":
+    """As `pool`, of samples that stand end to end: states [S, D], ends [B + 1]."""
+    if pooling == "last":
+        return states[ends[1:] - 1].float()
+    parts = states.float().split(ends.diff().tolist())
+    return torch.stack([part.mean(0) if pooling == "mean" else part.max(0).values for part in parts])
 
 
 def probabilities(logits: "Tensor", multi: bool) -> "Tensor":

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmft.run_folder import RunFolder
     from vlmft.train import TrainConfig
     from vlmft.training.objective import Objective
+    from vlmft.training.pack_proof import Reading
     from vlmft.training.step_plan import StepPlan
     from vlmft.training.stop import StopRequest
     from vlmft.training.trackers import Guard
@@ -126,6 +127,10 @@ class Task(ABC):
     @abstractmethod
     def objective(self, model: Any, kit: Kit) -> "Objective[Any]":
         """What is minimised; `model` is as it stands before training, also in a run that is resumed."""
+
+    def reading(self) -> "Reading | None":
+        """What a run compares of its first pack; None: the logits of supervised tokens."""
+        return None
 
     def groups(self, model: Any) -> list[dict[str, Any]]:
         """The optimiser's groups."""

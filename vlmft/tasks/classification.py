@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vlmft.evaluation.judge import Judge
     from vlmft.recipes.table import ComponentRow
     from vlmft.training.objective import Objective
+    from vlmft.training.pack_proof import Reading
     from vlmft.types import Sample
 
 HEAD = "head"
@@ -136,6 +137,12 @@ class ClassificationTask(Task):
             weights=self.trainer.loss.class_weights(self.counts),
             best_by=evaluation.best_by if isinstance(evaluation, Generate) else None,
         )
+
+    def reading(self) -> "Reading":
+        """What the head sees."""
+        from vlmft.training.classification import POOLED
+
+        return POOLED
 
     def groups(self, model: Any) -> list[dict[str, Any]]:
         """The recipe's, and behind them the head's, which decays as any other weight does."""

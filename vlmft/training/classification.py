@@ -11,10 +11,14 @@ from vlmft.encoding.loading import EncodedGroup
 from vlmft.models.classifier import predicted, probabilities
 from vlmft.training.classification_spec import Classification, EarlyStopping
 from vlmft.training.objective import Figure, Objective, Share
+from vlmft.training.pack_proof import Reading
 from vlmft.types import Classes, Labels
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+POOLED = Reading("pooled states", lambda model, batch: model.pooled(**batch[0]), lambda sample: 1)
+"""What a head sees of a pack's samples; at the start it gives the same logits for all."""
 
 _SHOWN = 20  # classes with figures of their own in each line
 
@@ -54,7 +58,7 @@ class ClassificationObjective(Objective[Encoded]):
 
     def share(self, model: Any, units: Sequence[Encoded], weights: Sequence[float]) -> Share:
         """See `Objective.share`."""
-        inputs, labels = self.collator.on_device(units, model)
+        inputs, labels = self.collator.for_loss(units, model)
         logits = model(**inputs)
         numbers = [self._numbers(unit) for unit in units]
         targets = self.trainer.targets_of(numbers, len(self.classes.names), self.classes.multi).to(logits.device)

@@ -184,6 +184,7 @@ class Classification(TrainerSpec):
     """Classification: a head reads each sample's class, or its classes, from the model's hidden states."""
 
     learns: ClassVar[type[Target] | None] = Labels
+    packs: ClassVar[bool] = True
     shares_by_cost: ClassVar[bool] = True
 
     head: HeadSpec

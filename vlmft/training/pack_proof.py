@@ -7,6 +7,7 @@ K = supervised tokens of that sample, V = vocabulary.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from vlmft.encoding.collate import Collator
@@ -26,18 +27,37 @@ In 16 bits it is 8 steps of the format's eps.
 """
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What is compared of a row of samples: a trainer's own, so that what it learns from is what is looked at."""
+
+    name: str
+    of: "Callable[[Any, tuple[dict[str, Tensor], Tensor]], Tensor]"
+    """From the model and a batch of one row: float32, rows of the first sample, then of the next."""
+    rows: Callable[[Encoded], int]
+    """How many of them are a sample's."""
+
+
 class PackProof:
     """Compares once, in the first pack that has two samples, and stops the run where a sample is not as it is alone.
 
     Args:
         precision: what the run computes in.
         say: takes the line that reports on it.
+        reading: what is compared; None: the logits of supervised tokens.
     """
 
-    def __init__(self, collator: Collator, precision: "Precision", say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        collator: Collator,
+        precision: "Precision",
+        say: Callable[[str], None],
+        reading: Reading | None = None,
+    ) -> None:
         self.collator = collator
         self.precision = precision
         self.say = say
+        self.reading = reading or ANSWERS
         self.done = False
 
     def __call__(self, model: Any, packs: Sequence[Sequence[Encoded]]) -> None:
@@ -46,7 +66,7 @@ class PackProof:
         Raises:
             ConfigError: the difference is more than rounding.
         """
-        if self.done or not (found := _to_compare(packs)):
+        if self.done or not (found := _to_compare(packs, self.reading)):
             return
         pack, number = found
         difference, bound = self._difference(model, pack, number), BOUNDS[self.precision]
@@ -54,14 +74,15 @@ class PackProof:
         name = f"sample {pack[number].id}, number {number + 1} of {len(pack)} in a pack"
         if not difference <= bound:
             raise ConfigError(
-                f"batching=packed: {name}, is not computed as it is alone: its logits differ by {difference:.1e} of "
-                f"their size, and rounding to {self.precision} explains {bound:.1e}; nothing was trained on it. Take "
+                f"batching=packed: {name}, is not computed as it is alone: its {self.reading.name} differ by "
+                f"{difference:.1e} of their size, and rounding to {self.precision} explains {bound:.1e}; nothing was "
+                "trained on it. Take "
                 "batching=grouped, and report this with the model's name"
             )
-        self.say(f"packed   {name}: its logits are as alone (within {difference:.0e}, bound {bound:.0e})")
+        self.say(f"packed   {name}: its {self.reading.name} are as alone (within {difference:.0e}, bound {bound:.0e})")
 
     def _difference(self, model: Any, pack: Sequence[Encoded], number: int) -> float:
-        """Of the sample's logits: of the worst token in fp32, else of the middle one.
+        """Of the sample's rows: of the worst one in fp32, else of the middle one.
 
         In fewer bits, rounding alone may send single tokens to other experts of a mixture.
         """
@@ -72,9 +93,9 @@ class PackProof:
         model.eval()  # no dropout
         try:
             with torch.no_grad():
-                alone = _logits(model, self.collator.on_device([pack[number]], model))
-                before = sum(sample.num_supervised for sample in pack[:number])
-                packed = _logits(model, self.collator.for_loss(pack, model))[before : before + len(alone)]
+                alone = self.reading.of(model, self.collator.on_device([pack[number]], model))
+                before = sum(self.reading.rows(sample) for sample in pack[:number])
+                packed = self.reading.of(model, self.collator.for_loss(pack, model))[before : before + len(alone)]
         finally:  # where memory runs out, the step is tried again
             model.train(was_training)
         shares = (packed - alone).square().mean(-1).sqrt() / alone.square().mean(-1).sqrt()
@@ -87,10 +108,14 @@ def _logits(model: Any, batch: "tuple[dict[str, Tensor], Tensor]") -> "Tensor":
     return logits[0].float()
 
 
-def _to_compare(packs: Sequence[Sequence[Encoded]]) -> tuple[Sequence[Encoded], int] | None:
+ANSWERS = Reading("logits", _logits, lambda sample: sample.num_supervised)
+"""What a model says of each supervised token."""
+
+
+def _to_compare(packs: Sequence[Sequence[Encoded]], reading: Reading = ANSWERS) -> tuple[Sequence[Encoded], int] | None:
     """A pack, and which of its samples has others before it: the last one with pictures, else the last one."""
     for pack in packs:
-        later = [number for number in range(1, len(pack)) if pack[number].num_supervised]
+        later = [number for number in range(1, len(pack)) if reading.rows(pack[number])]
         if later:
             return pack, max([number for number in later if pack[number].media] or later)
     return None
