@@ -8,7 +8,9 @@ import torch
 
 from tests.models.families import FAMILIES, Family, asked, collator_of, encoder_of, picture, processor_of, video
 from tests.support import CPU
-from vlmft.encoding.collate import Batch
+from vlmft.encoding.collate import Batch, Collator
+from vlmft.encoding.encoder import Encoded
+from vlmft.models.packing import use_packed_attention
 from vlmft.models.shared_vision import SharedVision
 from vlmft.training.loss import supervised_loss
 from vlmft.types import Part
@@ -27,13 +29,17 @@ def marked(families: list[Family]) -> Any:
     )
 
 
-def pairs(family: Family, *questions: tuple[Part, ...]) -> Batch:
-    """Each question with a short answer, then each with a longer one, as the model takes them."""
+def encoded_pairs(family: Family, *questions: tuple[Part, ...]) -> list[Encoded]:
+    """Each question with a short answer, then each with a longer one."""
     encoder = encoder_of(family)
-    encoded = [
+    return [
         encoder.encode(asked(*question, answer=answer)) for answer in ("red", "a black shape") for question in questions
     ]
-    batch = collator_of(family)(encoded)
+
+
+def pairs(family: Family, *questions: tuple[Part, ...]) -> Batch:
+    """As the model takes them, in rows."""
+    batch = collator_of(family)(encoded_pairs(family, *questions))
     return Batch(family.spec.model_inputs(processor_of(family.name), batch.inputs), batch.labels)
 
 
@@ -60,17 +66,27 @@ def check_shared(family: Family, *questions: tuple[Part, ...]) -> None:
     assert SharedVision(model).works == (family.name not in APART)
     batch = pairs(family, *questions)
     loss, gradients, numbers = seen(model, family, batch, times=1)
-    shared_loss, shared_gradients, shared_numbers = seen(model, family, batch, times=2)
-    assert shared_numbers == (numbers if family.name in APART else numbers // 2)
-    torch.testing.assert_close(shared_loss, loss, rtol=1e-5, atol=0)
-    assert shared_gradients.keys() == gradients.keys()
+    ways = [batch]
+    if family.unpacked is None:  # the same sequences in a pack
+        use_packed_attention(model)
+        packs = Collator(family.spec, processor_of(family.name), packs=True)
+        ways.append(Batch(*packs.for_loss(encoded_pairs(family, *questions), model)))
+    for way in ways:
+        shared_loss, shared_gradients, shared_numbers = seen(model, family, way, times=2)
+        assert shared_numbers == (numbers if family.name in APART else numbers // 2)
+        torch.testing.assert_close(shared_loss, loss, rtol=1e-5, atol=0)
+        assert_same(shared_gradients, gradients)
     assert any(name.startswith(family.tower) for name in gradients)
+    assert not any(name in vars(module) for module in model.modules() for name in ("get_image_features",))
+
+
+def assert_same(shared_gradients: dict[str, Any], gradients: dict[str, Any]) -> None:
+    assert shared_gradients.keys() == gradients.keys()
     largest = max(float(gradient.norm()) for gradient in gradients.values())
     for name, gradient in gradients.items():
         off, size = float((shared_gradients[name] - gradient).norm()), float(gradient.norm())
         # Some are 0 but for the rounding of either way: softmax does not see the bias of a key.
         assert off < 1e-5 * size + 1e-7 * largest, f"{name}: {off} of {size}, the largest {largest}"
-    assert not any(name in vars(module) for module in model.modules() for name in ("get_image_features",))
 
 
 @marked(FAMILIES)

@@ -17,6 +17,7 @@ from vlmft.data.mixture import Mixture, MixturePart
 from vlmft.data.run_data import RunData
 from vlmft.data.spec import Source
 from vlmft.encoding.encoder import Encoder
+from vlmft.models.packing import use_packed_attention
 from vlmft.tasks import Kit, Task, task_of
 from vlmft.tasks.dpo import DpoTask
 from vlmft.training.arguments import training_arguments
@@ -103,11 +104,14 @@ def task_bench(folder: Path, source: Source, *words: str, model: Any = None, **r
         folder, config.trainer, config.optim, config.strategy, config.precision, config.seed, plan.num_steps
     )
     plain, collator = encoding(spec=config.model)
+    collator.packs = config.batching.packs
     encoder = Encoder(config.model, plain.processor, config.batching.max_tokens, learns=config.trainer.learns)
     run_folder = SimpleNamespace(path=folder, read_fingerprint=lambda: {"seed": config.seed})
     stop = replaces.pop("stop", StopRequest())
     kit = Kit(data, plan, encoder, collator, run_folder, stop, Console(file=io.StringIO()), [])  # type: ignore[arg-type]
     model = with_recipe(config) if model is None else model
+    if config.batching.packs:
+        use_packed_attention(model)
     steps = StepDataset(data.mixture, encoder, plan, rank=0)
     lines: list[dict[str, Any]] = []
     parts = {

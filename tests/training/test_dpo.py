@@ -13,11 +13,13 @@ from tests.models.families import FAMILIES, Family
 from tests.support import CPU, PROJECT, compose, encoding, literally
 from tests.training.pairs import PairBench, pair_bench, said_alone, sample_of, write_pairs
 from vlmft.config.media import Augmentation
+from vlmft.encoding import Grouped, Packed
 from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError, DataError, PreemptedError, StorageError
 from vlmft.tasks import task_of
 from vlmft.training import commit, reference_pass
 from vlmft.training.checkpoint import Checkpoints
+from vlmft.training.pack_proof import PackProof
 from vlmft.training.pairs import PairReader
 from vlmft.training.reference_pass import ReferencePass
 from vlmft.training.stop import StopRequest
@@ -92,6 +94,51 @@ def test_any_cut_into_micro_batches_gives_the_same_gradient(bench: MakeBench) ->
         assert loss_of_cut == pytest.approx(whole_loss, rel=1e-5)
         largest = max(float(gradient.abs().max()) for gradient in whole.values())
         assert max(float((cut[name] - whole[name]).abs().max()) for name in whole) < 1e-5 * largest
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("recipe=fft", "trainer.reference=copy"),
+        ("recipe=lora_llm", "trainer.loss=mpo"),
+        ("recipe=lora_llm", "trainer.wpo=true", "trainer.ld_alpha=0.5"),
+    ],
+)
+def test_a_step_is_the_same_in_packs_as_in_padded_rows(bench: MakeBench, words: tuple[str, ...]) -> None:
+    """Both answers of each pair, with the reference's log-probabilities; pictures are seen once either way."""
+    made = bench("batching=packed", "precision=fp32", *words, *ALL)
+    step, collator = made.step(), made.trainer.parts.collator
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in made.model.parameters():
+            parameter += 0.03 * torch.randn_like(parameter) * parameter.requires_grad
+    patches: list[int] = []
+    base = made.model.get_base_model() if hasattr(made.model, "get_base_model") else made.model
+    base.model.visual.blocks[0].register_forward_pre_hook(lambda module, args: patches.append(len(args[0])))
+    lengths = [pair.num_tokens for pair in step.samples]
+    found = []
+    for batching in (Grouped(max_tokens=8192), Packed(max_tokens=sum(lengths)), Packed(max_tokens=max(lengths) + 40)):
+        made.trainer.parts.batching, collator.packs = batching, batching.packs
+        patches.clear()
+        found.append((*made.gradients(step), sum(patches)))
+    read = made.trainer.meters.read()
+    assert read["micro_batches"] > 1 and read["padding"] < 0.5
+    loss, rows, seen = found[0]
+    largest = max(float(gradient.abs().max()) for gradient in rows.values())
+    for other, packed, seen_in_packs in found[1:]:
+        assert other == pytest.approx(loss, rel=1e-5) and seen_in_packs == seen > 0
+        assert packed.keys() == rows.keys()
+        assert max(float((packed[name] - rows[name]).abs().max()) for name in rows) < 1e-5 * largest
+
+
+def test_the_first_pack_of_pairs_is_looked_at(bench: MakeBench) -> None:
+    made = bench("batching=packed", "precision=fp32", "recipe=fft", "trainer.reference=copy", *ALL)
+    assert made.task is not None
+    said: list[str] = []
+    made.trainer.parts.look_at_packs = PackProof(made.trainer.parts.collator, "fp32", said.append, made.task.reading())
+    made.gradients(made.step())
+    (line,) = said
+    assert "of 12 in a pack: its logits are as alone (within " in line  # both answers of six pairs
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vlmft.evaluation.judge import Judge
     from vlmft.training.dpo import Reference
     from vlmft.training.objective import Objective
+    from vlmft.training.pack_proof import Reading
     from vlmft.training.pairs import PairReader
     from vlmft.types import Sample
 
@@ -78,6 +79,12 @@ class DpoTask(Task):
             between_batches=kit.stop.obey,
             **places(),
         )
+
+    def reading(self) -> "Reading":
+        """Both answers of each pair."""
+        from vlmft.training.pairs import BOTH_ANSWERS
+
+        return BOTH_ANSWERS
 
     def objective(self, model: Any, kit: Kit) -> "Objective[Any]":
         """The losses of the pairs, against the reference."""

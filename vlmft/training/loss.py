@@ -1,5 +1,6 @@
 """What models say of tokens. B = samples, S = tokens, V = vocabulary, K = positions whose logits are computed."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from vlmft.encoding.collate import IGNORED
@@ -68,6 +69,17 @@ def supervised_places(labels: "Tensor") -> tuple["Tensor", "Tensor"]:
     targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)  # [B, S]: what position s is to predict
     keep = targets.ne(IGNORED).any(0).nonzero().squeeze(1)
     return keep, targets[:, keep]
+
+
+def in_rows(values: "Tensor", counts: Sequence[int]) -> "Tensor":
+    """What was computed of a pack's supervised tokens, [1, K], with a row for each sample: [B, most], 0 beyond its own.
+
+    Args:
+        counts: supervised tokens of each sample.
+    """
+    from torch.nn.utils.rnn import pad_sequence
+
+    return pad_sequence(values[0].split(list(counts)), batch_first=True)
 
 
 def keep_a_gradient(model: Any) -> "RemovableHandle":

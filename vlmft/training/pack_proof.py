@@ -36,6 +36,8 @@ class Reading:
     """From the model and a batch of one row: float32, rows of the first sample, then of the next."""
     rows: Callable[[Encoded], int]
     """How many of them are a sample's."""
+    sequences: Callable[[Sequence[Any]], Sequence[Encoded]] = list
+    """What stands in a pack of a step's units, in order."""
 
 
 class PackProof:
@@ -60,13 +62,16 @@ class PackProof:
         self.reading = reading or ANSWERS
         self.done = False
 
-    def __call__(self, model: Any, packs: Sequence[Sequence[Encoded]]) -> None:
+    def __call__(self, model: Any, packs: Sequence[Sequence[Any]]) -> None:
         """Look at the packs of a step, until one has been compared.
 
         Raises:
             ConfigError: the difference is more than rounding.
         """
-        if self.done or not (found := _to_compare(packs, self.reading)):
+        if self.done:
+            return
+        found = _to_compare([self.reading.sequences(pack) for pack in packs], self.reading)
+        if found is None:
             return
         pack, number = found
         difference, bound = self._difference(model, pack, number), BOUNDS[self.precision]
@@ -102,13 +107,13 @@ class PackProof:
         return float(shares.max() if self.precision == "fp32" else shares.median())
 
 
-def _logits(model: Any, batch: "tuple[dict[str, Tensor], Tensor]") -> "Tensor":
+def answer_logits(model: Any, batch: "tuple[dict[str, Tensor], Tensor]") -> "Tensor":
     """Of one row's supervised tokens, float32 [K, V]."""
     logits, _ = supervised_logits(model, *batch)
     return logits[0].float()
 
 
-ANSWERS = Reading("logits", _logits, lambda sample: sample.num_supervised)
+ANSWERS = Reading("logits", answer_logits, lambda sample: sample.num_supervised)
 """What a model says of each supervised token."""
 
 

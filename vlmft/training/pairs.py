@@ -12,7 +12,8 @@ from vlmft.encoding.collate import IGNORED, Collator
 from vlmft.encoding.encoder import Encoded, Rejected
 from vlmft.models import Auto
 from vlmft.models.shared_vision import SharedVision
-from vlmft.training.loss import supervised_logits
+from vlmft.training.loss import in_rows, supervised_logits
+from vlmft.training.pack_proof import Reading, answer_logits
 from vlmft.training.preference_loss import answer_log_probs
 
 
@@ -49,25 +50,38 @@ class PairReader:
         Args:
             own: whether `PairTokens.own` is wanted.
         """
-        sequences = [replace(pair, target=None) for pair in pairs] + [_rejected(pair) for pair in pairs]
-        inputs, labels = self.collator.on_device(sequences, model)
+        sequences = sequences_of(pairs)
+        inputs, labels = self.collator.for_loss(sequences, model)
         shared = contextlib.nullcontext() if self.apart_because(model) else SharedVision(model).repeated(2)
         with shared:
             logits, targets = supervised_logits(model, inputs, labels)
         mask = targets.ne(IGNORED)
         of_all = logits.float().log_softmax(-1)
         log_probs = of_all.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1).masked_fill(~mask, 0)
-        if not own:
-            return PairTokens(log_probs, mask, labels.numel())
-        with torch.no_grad():
-            expected = torch.logsumexp(2 * of_all, dim=-1)
-            return PairTokens(log_probs, mask, labels.numel(), (log_probs.detach() - expected) * mask)
+        over = None
+        if own:
+            with torch.no_grad():
+                over = (log_probs.detach() - torch.logsumexp(2 * of_all, dim=-1)) * mask
+        if self.collator.packs:
+            counts = [sequence.num_supervised for sequence in sequences]
+            log_probs, mask = in_rows(log_probs, counts), in_rows(mask, counts)
+            over = None if over is None else in_rows(over, counts)
+        return PairTokens(log_probs, mask, labels.numel(), over)
 
     def answers(self, model: Any, pairs: Sequence[Encoded], ld_alpha: float | None = None) -> tuple[Tensor, Tensor]:
         """Of whole answers: chosen and rejected, each float32 [B]; `ld_alpha` as in `answer_log_probs`."""
         read = self.tokens(model, pairs)
         chosen, rejected = answer_log_probs(read.log_probs, read.mask, ld_alpha).chunk(2)
         return chosen, rejected
+
+
+def sequences_of(pairs: Sequence[Encoded]) -> list[Encoded]:
+    """Both answers' sequences of pairs: all chosen ones first."""
+    return [replace(pair, target=None) for pair in pairs] + [_rejected(pair) for pair in pairs]
+
+
+BOTH_ANSWERS = Reading("logits", answer_logits, lambda sequence: sequence.num_supervised, sequences_of)
+"""What is compared of a pack of pairs."""
 
 
 def _rejected(pair: Encoded) -> Encoded:

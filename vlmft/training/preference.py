@@ -29,6 +29,7 @@ class Dpo(TrainerSpec):
     """Preference pairs: the chosen answer becomes likelier than the rejected one, measured against a reference."""
 
     learns: ClassVar[type[Target] | None] = Preference
+    packs: ClassVar[bool] = True
 
     loss: str = Field(description="a loss, or a mix of weighted ones: sigmoid@0.8+bco_pair@0.2+sft")
     beta: float = Field(gt=0, description="how closely the model is kept to the reference; of ipo its tau")

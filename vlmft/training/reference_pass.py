@@ -149,7 +149,8 @@ class ReferencePass:
     def _read(self, model: Any, pairs: list[Encoded]) -> Known:
         found: Known = {}
         kinds = self.reader.collator.kinds(pairs)
-        for cut in self.batching.micro_batches([pair.num_places for pair in pairs], kinds=kinds) if pairs else []:
+        lengths = [pair.num_tokens if self.batching.packs else pair.num_places for pair in pairs]
+        for cut in self.batching.micro_batches(lengths, kinds=kinds) if pairs else []:
             read = self.reader.answers(model, [pairs[i] for i in cut], self.ld_alpha)
             both = torch.stack(read, dim=1).tolist()
             found |= {pairs[i].id: (chosen, rejected) for i, (chosen, rejected) in zip(cut, both, strict=True)}

@@ -184,7 +184,9 @@ class StepTrainer(Trainer):
 
     def _cuts(self, units: Sequence[Unit], at_least: int = 1) -> list[list[int]]:
         kinds = self.parts.collator.kinds(units)
-        return self.parts.batching.micro_batches([unit.num_places for unit in units], at_least, kinds)
+        batching = self.parts.batching
+        lengths = [unit.num_tokens if batching.packs else unit.num_places for unit in units]
+        return batching.micro_batches(lengths, at_least, kinds)
 
     def _agree(self, step: EncodedGroup) -> EncodedGroup:
         """Stop, refuse bad samples, or find that a rank has none left, on all ranks alike; what is to be trained on.
