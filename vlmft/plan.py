@@ -74,7 +74,7 @@ def plan(config: PlanConfig, composition: Composition, plans: "list[Plan]") -> i
 
     assembly.quiet_libraries()
     planner = Planner(config, task.prepare(data), ranks)
-    found = planner.plan(composition.choices.get("recipe", "custom"), room(config.device))
+    found = planner.plan(composition.choices.get("recipe", "custom"), room(config.device), rate(config))
     plans.append(found)
     console().print(memory_table(found))
     return 0
@@ -97,6 +97,22 @@ def room(device: Device) -> int | None:
     if total <= num_bytes(device.reserved):
         raise ConfigError(f"device.reserved: {device.reserved} leaves nothing of device.memory={device.memory}")
     return total - num_bytes(device.reserved)
+
+
+def rate(config: PlanConfig) -> float | None:
+    """TFLOP/s of the device; None where they are not known: fp32's peak depends on what torch is allowed to round."""
+    import torch
+
+    from vlmft.training.peaks import peak_tflops
+
+    device = config.device
+    if device.tflops is not None:
+        return device.tflops
+    if config.precision == "fp32":
+        return None
+    if device.name is not None:
+        return peak_tflops(device.name)
+    return peak_tflops(torch.cuda.get_device_name()) if torch.cuda.is_available() else None
 
 
 if __name__ == "__main__":

@@ -13,8 +13,10 @@ from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
 from vlmft.planning.sizes import Size, count, sizes_of, steps_of, with_empty_media
 from vlmft.planning.trace import ACTIVATIONS, BATCH, BUCKETS, HEAD, OPTIMISER, TEMPORARY, Traced, trace_step
+from vlmft.training.flops import FlopRates, flop_counts, rates_of
 from vlmft.training.loss import keep_a_gradient, supervised_loss
 from vlmft.training.optim import AdamW8bit
+from vlmft.training.step_plan import StepPlan
 
 if TYPE_CHECKING:
     from vlmft.data.run_data import RunData
@@ -56,6 +58,18 @@ class Costs:
         return self.place * load.places + self.vision * load.vision_tokens + self.supervised * load.supervised
 
 
+@dataclass(frozen=True)
+class Work:
+    """Useful operations, forward and backward."""
+
+    rates: FlopRates
+    step: float
+    """Of a step over all ranks, on average."""
+    num_steps: int
+    hours: float | None
+    """Of the run, at the share of the device's rate that is reached; None where the rate is not known."""
+
+
 @dataclass
 class Plan:
     """What is printed of one recipe."""
@@ -75,6 +89,7 @@ class Plan:
     """The same with gradient checkpointing."""
     budgets: dict[bool, int | None] = field(default_factory=dict)
     """The largest batching.max_tokens that fits, by whether activations are recomputed; None: not even one sample."""
+    work: "Work | None" = None
     whole_step: int = 0
     """The budget at which every step is one micro-batch: a larger one changes nothing."""
 
@@ -97,12 +112,12 @@ class Planner:
         self.hollow = Hollow()
         self.model: Any = None
 
-    def plan(self, recipe: str, memory: int | None) -> Plan:
-        """The plan; `recipe` is its name, `memory` the bytes for tensors, where they are known."""
+    def plan(self, recipe: str, memory: int | None, tflops: float | None) -> Plan:
+        """The plan; `recipe` is its name, `memory` the bytes for tensors, `tflops` the rate, where known."""
         try:
             with self.hollow:
                 self._build()
-                return self._plan(recipe, memory)
+                return self._plan(recipe, memory, tflops)
         except (ConfigError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -137,8 +152,9 @@ class Planner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
-    def _plan(self, recipe: str, memory: int | None) -> Plan:
-        heaviest, kept, costs = self._heaviest(self.config.batching.max_tokens)
+    def _plan(self, recipe: str, memory: int | None, tflops: float | None) -> Plan:
+        heaviest, kept, _ = self._heaviest(self.config.batching.max_tokens)
+        work = self._work(heaviest.sizes[0], tflops)
         self._recompute(True)
         recomputed = self._trace(heaviest)
         plan = Plan(
@@ -152,12 +168,37 @@ class Planner:
             kept=kept,
             recomputed=recomputed,
             whole_step=self._budget_of_steps(),
+            work=work,
         )
         if memory is not None and self.config.search:
             for recompute, traced in ((True, recomputed), (False, kept)):
                 self._recompute(recompute)
                 plan.budgets[recompute] = self._largest_budget(memory, heaviest, traced)
         return plan
+
+    def _work(self, size: Size, tflops: float | None) -> Work:
+        """Counted of one sample, and scaled to all that were counted."""
+        unit = self._unit(size)
+
+        def run() -> None:
+            supervised_loss(self.model, *self.collator.on_device([unit], self.model)).backward()
+            self.model.zero_grad(set_to_none=True)
+
+        config, sizes = self.config, self.sizes
+        rates = rates_of(flop_counts(self.model, config.model, run), [unit])
+        mean = [sum(values) / len(sizes) for values in zip(*(size.figures for size in sizes), strict=True)]
+        step = rates.of(*mean) * config.global_batch_size
+        num_steps = StepPlan.derive(
+            len(self.data.mixture),
+            config.global_batch_size,
+            config.trainer.epochs,
+            config.trainer.max_steps,
+            self.ranks,
+        ).num_steps
+        hours = None
+        if tflops is not None:
+            hours = step * num_steps / (tflops * 1e12 * config.device.utilisation * self.ranks) / 3600
+        return Work(rates, step, num_steps, hours)
 
     def _recompute(self, on: bool) -> None:
         if on:

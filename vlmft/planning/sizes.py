@@ -25,6 +25,11 @@ class Size:
     vision_tokens: int
     supervised: int
 
+    @property
+    def figures(self) -> tuple[int, int, int, int]:
+        """What its operations follow from (`FlopRates.of`)."""
+        return self.tokens, self.tokens**2, self.vision_tokens, self.supervised
+
 
 def sizes_of(data: "RunData", encoder: Encoder, at_most: int) -> list[Size]:
     """The sizes of the stream's first samples, at most so many; those that cannot be encoded are passed over.

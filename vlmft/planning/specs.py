@@ -3,9 +3,10 @@
 import re
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator
 
 from vlmft.config.spec import Spec
+from vlmft.training.peaks import PEAK_TFLOPS, peak_tflops
 
 _UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(rf"(\d+(?:\.\d+)?) ?({'|'.join(_UNITS)})")
@@ -31,8 +32,26 @@ def _checked(size: str) -> str:
 Size = Annotated[str, AfterValidator(_checked)]
 
 
+def _as_text(name: object) -> object:
+    return str(name) if type(name) is int else name  # 4090
+
+
 class Device(Spec):
-    """What a plan is to fit."""
+    """What a plan is to fit, and how fast that computes."""
 
     memory: Size | None = Field(description="of one device: 24GB, 23.6GiB; null: of the GPU here, if any")
     reserved: Size = Field(description="of it, what is not for tensors: the CUDA context, and gaps between tensors")
+    name: Annotated[str | None, BeforeValidator(_as_text)] = Field(
+        description="an NVIDIA GPU by its name (H100, A100, 4090), for its peak in 16 bits"
+    )
+    tflops: float | None = Field(gt=0, description="TFLOP/s of matrices, in place of the peak that `name` stands for")
+    utilisation: float = Field(gt=0, le=1, description="share of that which training reaches; hours follow from it")
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and peak_tflops(name) is None:
+            raise ValueError(
+                f"the peak of {name!r} is not known; known are {', '.join(PEAK_TFLOPS)}; device.tflops= takes any"
+            )
+        return name

@@ -51,9 +51,41 @@ def memory_table(plan: "Plan") -> "Table":
             f"{format_bytes(plan.gradients)}, those at the peak are above",
             f"heaviest micro-batch: {len(plan.heaviest.sizes)} samples, {plan.heaviest.places:,} token places, "
             f"{plan.heaviest.vision_tokens:,} vision and {plan.heaviest.supervised:,} supervised tokens",
+            *work_lines(plan),
         ]
     )
     return found
+
+
+def work_lines(plan: "Plan") -> list[str]:
+    """Useful operations, forward and backward, and the hours that they take."""
+    work = plan.work
+    if work is None:
+        return []
+    rates = work.rates
+    lines = [
+        f"FLOPs, forward and backward: {flops(rates.token)} a token, {flops(rates.vision_token)} a vision token in the "
+        f"tower,\n{flops(rates.supervised_token)} a supervised token in the head, {flops(rates.token_pair)} a pair of "
+        "tokens in attention",
+        f"{flops(work.step)} a step, {work.num_steps:,} steps",
+    ]
+    if work.hours is not None:
+        lines[-1] += f": {duration(work.hours)}"
+    return lines
+
+
+def flops(count: float) -> str:
+    """Operations for people: 13.1 GFLOP."""
+    for unit in ("", "k", "M", "G", "T"):
+        if count < 1000 or unit == "T":
+            return f"{count:.3g} {unit}FLOP" if count < 1000 else f"{count:,.0f} {unit}FLOP"
+        count /= 1000
+    raise AssertionError
+
+
+def duration(hours: float) -> str:
+    """A duration for people."""
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours > 1 / 60 else "less than a minute"
 
 
 def budget(plan: "Plan", recompute: bool) -> str:
@@ -78,7 +110,17 @@ def side_by_side(plans: "Sequence[Plan]") -> "Table":
 
     found = Table(title="side by side", title_justify="left")
     found.add_column("recipe")
-    for column in ("trainable", "weights", "gradients, optimiser", "peak", "recomputed", "fits", "max_tokens"):
+    for column in (
+        "trainable",
+        "weights",
+        "gradients, optimiser",
+        "peak",
+        "recomputed",
+        "fits",
+        "max_tokens",
+        "FLOPs a step",
+        "time",
+    ):
         found.add_column(column, justify="right")
     for plan in plans:
         resting = plan.kept
@@ -91,6 +133,8 @@ def side_by_side(plans: "Sequence[Plan]") -> "Table":
             format_bytes(plan.recomputed.peak),
             _verdict(plan),
             "-" if not plan.budgets else budget(plan, _verdict(plan) != "yes"),
+            "-" if plan.work is None else flops(plan.work.step),
+            "-" if plan.work is None or plan.work.hours is None else duration(plan.work.hours),
         )
     return found
 

@@ -1,7 +1,6 @@
 """One optimiser step on hollow tensors: forward, backward and update, with the bytes that are alive at each moment."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +8,8 @@ import torch
 from torch import Tensor
 
 from vlmft.models.spec import ModelSpec
+from vlmft.models.stages import HEAD as STAGE_OF_HEAD
+from vlmft.models.stages import Stages
 from vlmft.planning.live import LiveBytes
 
 if TYPE_CHECKING:
@@ -37,46 +38,18 @@ class Traced:
 
 
 class Stage:
-    """Which part of a step is under way, told by the components of the model as they are entered and left."""
+    """Which part of a step is under way: a component of the model while it computes, else the phase."""
 
     def __init__(self, model: Any, family: ModelSpec) -> None:
         self.phase = BATCH
-        self._inside: list[str] = []
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        head = base.get_output_embeddings()
-        paths = {path: name for name, paths in family.component_paths.items() for path in paths}
-        named = dict(base.named_modules())
-        modules = {path: named[path] for path in paths if path in named}  # others are bare parameters
-        self._watched = [(base, ACTIVATIONS + "llm")]
-        self._watched += [(module, ACTIVATIONS + paths[path]) for path, module in modules.items() if module is not head]
-        if head is not None:
-            self._watched.append((head, HEAD))
+        self.components = Stages(model, family)
 
     def __call__(self) -> str:
         """The part that what is made now belongs to."""
-        return self._inside[-1] if self._inside else self.phase
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Follow the model while the body runs."""
-
-        def entered(name: str) -> Callable[..., None]:
-            return lambda *args: self._inside.append(name)
-
-        def left(*args: Any) -> None:
-            self._inside.pop()
-
-        handles = []
-        for module, name in self._watched:
-            handles += [
-                module.register_forward_pre_hook(entered(name)),
-                module.register_forward_hook(left, always_call=True),
-            ]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        component = self.components.now
+        if component is None or self.phase in (TEMPORARY, OPTIMISER):
+            return self.phase
+        return HEAD if component == STAGE_OF_HEAD else ACTIVATIONS + component
 
 
 def trace_step(
@@ -114,10 +87,12 @@ def trace_step(
     handles = [
         parameter.register_post_accumulate_grad_hook(lambda p: live.move(p.grad, GRADIENTS)) for parameter in trained
     ]
-    with live, stage.watching():
+    with live, stage.components.watching():
         inputs, labels = collator.for_loss(units, model)
-        stage.phase = HEAD
+        stage.phase = ACTIVATIONS + "llm"  # what lies between its components: embeddings, positions, masks
+        model_is_done = model.register_forward_hook(lambda *_: setattr(stage, "phase", HEAD))
         loss = loss_of(model, inputs, labels)
+        model_is_done.remove()
         stage.phase = TEMPORARY
         del inputs, labels
         after_forward = live.alive
