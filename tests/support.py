@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 
 CLOCKED = (
     *("samples_per_s", "tokens_per_s", "vision_tokens_per_s", "supervised_tokens_per_s"),
-    *("data_wait", "peak_memory_bytes"),
+    *("data_wait", "peak_memory_bytes", "useful_tflops"),
 )
 """Figures of a line that no two runs have in common."""
 

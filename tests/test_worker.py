@@ -237,6 +237,8 @@ class TestWholeRun:
             "vision_tokens_per_s",
             "supervised_tokens_per_s",
             "data_wait",
+            "useful_tflops",
+            "mfu",
             "peak_memory_bytes",
             "padding",
             "micro_batches",

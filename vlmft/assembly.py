@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 
     from vlmft.evaluation.answers import Answer
     from vlmft.evaluation.judge import Judge
+    from vlmft.models import Precision
     from vlmft.recipes.table import ComponentRow
     from vlmft.train import TrainConfig
     from vlmft.training.balance import Costs
     from vlmft.training.checkpoint import Checkpoints
     from vlmft.training.commit import Committed
+    from vlmft.training.flops import FlopRates
     from vlmft.training.objective import Objective
     from vlmft.training.trackers import Guard
     from vlmft.training.trainer import StepTrainer
@@ -187,6 +189,7 @@ def step_trainer(
     args: "TrainingArguments",
     objective: "Objective[Any]",
     start: "Committed | None",
+    flops: "FlopRates | None" = None,
 ) -> "Iterator[tuple[StepTrainer, Checkpoints]]":
     """The trainer and its checkpoints, beginning at `start`; on rank 0 with its files and the progress bar open."""
     from vlmft.training.checkpoint import Checkpoints
@@ -210,6 +213,8 @@ def step_trainer(
             max_bad_samples=config.max_bad_samples,
             max_oom_retries=config.trainer.oom_retries,
             stop=kit.stop,
+            flops=flops,
+            peak_tflops=peak_of_all(args.device, config.precision),
             look_at_packs=PackProof(kit.collator, config.precision, kit.console.print, task.reading())
             if config.batching.packs
             else None,
@@ -354,6 +359,18 @@ def provenance(folder: RunFolder, data: RunData) -> dict[str, Any]:
         "packages": environment["packages"],
         "git": environment["git"],
     }
+
+
+def peak_of_all(device: "torch.device", precision: "Precision") -> float | None:
+    """TFLOP/s that all ranks' devices can do in 16 bits; None where that is not known, or not what is computed in."""
+    import torch
+
+    from vlmft.training.peaks import peak_tflops
+
+    if device.type != "cuda" or precision == "fp32":
+        return None
+    peak = peak_tflops(torch.cuda.get_device_name(device))
+    return None if peak is None else peak * world_size()
 
 
 def describe_device(device: "torch.device") -> dict[str, Any]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vlmft.recipes.table import ComponentRow
     from vlmft.tasks import Kit, Task
     from vlmft.train import TrainConfig
+    from vlmft.training.flops import FlopRates
     from vlmft.types import Sample
 
 
@@ -126,7 +127,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     assembly.preview(config, folder, data, encoder, trackers, console)
 
     base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
-    model, unreached, rows = ready_model(config, args.device, task, kit, proven)
+    model, unreached, rows, flops = ready_model(config, args.device, task, kit, proven)
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 
@@ -134,7 +135,7 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
     if start:
         console.print(f"resumed  {start.folder}")
     objective = task.objective(model, kit)
-    with assembly.step_trainer(config, task, kit, model, args, objective, start) as (trainer, checkpoints):
+    with assembly.step_trainer(config, task, kit, model, args, objective, start, flops) as (trainer, checkpoints):
         if judge:
             assembly.evaluate_every(judge, trainer, folder)
         stop.obey()
@@ -170,13 +171,16 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
 
 def ready_model(
     config: "TrainConfig", device: "torch.device", task: "Task", kit: "Kit", proven: "Sequence[Sample]"
-) -> "tuple[Any, list[str], list[ComponentRow]]":
-    """The model as it trains, with what no gradient reaches and its components' rows; the table of them is shown.
+) -> "tuple[Any, list[str], list[ComponentRow], FlopRates | None]":
+    """The model as it trains, with what no gradient reaches, its components' rows, and its operations where counted.
+
+    The table of the rows is shown.
 
     Args:
         proven: the samples on which `model=auto` has proven the encoding.
     """
     from vlmft import assembly, proving, summary
+    from vlmft.encoding.probe import probe_sample
     from vlmft.models.kernels import use_kernels
     from vlmft.models.packing import use_packed_attention
     from vlmft.models.tower import use_fast_tower
@@ -186,6 +190,7 @@ def ready_model(
     from vlmft.recipes.probe import freeze_unreached
     from vlmft.recipes.saved import load_earlier
     from vlmft.recipes.table import component_kernels
+    from vlmft.training.flops import counting_flops, rates_of
 
     family, recipe, dtype = config.model, config.recipe, torch_dtype(config.precision)
     assembly.seed_everything(config.seed)
@@ -200,11 +205,15 @@ def ready_model(
     compute_in(model, dtype, device)
     found = proving.prove_model(config, model, kit.encoder, kit.collator, proven)
     model = task.finish_model(model, kit)
-    unreached = freeze_unreached(task.backbone(model), lambda _: task.probe_loss(model, kit))
+    backbone = task.backbone(model)
+    counting: Any = counting_flops(backbone, family) if task.counts_flops else contextlib.nullcontext()
+    with counting as counts:
+        unreached = freeze_unreached(backbone, lambda _: task.probe_loss(model, kit))
+    flops = rates_of(counts, [probe_sample(kit.encoder)]) if task.counts_flops else None
     rows = task.rows(model)
     kernels = component_kernels(task.backbone(model), family)
     kit.console.print(summary.recipe_table(rows, unreached, kernels, plain_because, found))
-    return model, unreached, rows
+    return model, unreached, rows, flops
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from tests.support import compose, encoding, with_recipe
 from vlmft.encoding.probe import probe_sample
 from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
-from vlmft.training.flops import ATTENTION, FlopRates, flop_counts, rates_of
+from vlmft.training.flops import ATTENTION, FlopRates, counting_flops, rates_of
 from vlmft.training.loss import supervised_loss
 from vlmft.training.peaks import peak_tflops
 
@@ -36,10 +36,11 @@ def counted(recipe: str) -> tuple[dict[str, int], int, Any]:
             sdpa_backward_flop_count(g, q, k, v)
         ),
     }
-    found = flop_counts(model, config.model, run)
+    with counting_flops(model, config.model) as found:
+        run()
     with FlopCounterMode(display=False, custom_mapping=attention) as torchs:
         run()
-    return found, torchs.get_total_flops(), unit
+    return dict(found), torchs.get_total_flops(), unit
 
 
 def test_components_add_up_to_what_torch_counts_and_frozen_ones_cost_less() -> None:
@@ -117,8 +118,8 @@ def test_a_checkpoint_of_7b_is_counted_from_its_config_alone(tmp_path: Path) -> 
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_292_166_656
     encoder, collator = encoding(spec=config.model)
     unit = probe_sample(encoder)
-    with hollow, torch.no_grad():
-        found = flop_counts(model, config.model, lambda: supervised_loss(model, *collator.on_device([unit], model)))
+    with hollow, torch.no_grad(), counting_flops(model, config.model) as found:
+        supervised_loss(model, *collator.on_device([unit], model))
     rates = rates_of(found, [unit])
     # Two operations a weight: 28 layers of 233,057,792 weights in linear layers, a head of 3584 x 152064.
     assert rates.token == 2 * 28 * (3584 * (2 * 3584 + 2 * 512) + 3 * 3584 * 18944)

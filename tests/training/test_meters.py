@@ -61,3 +61,16 @@ def test_how_full_packs_are() -> None:
     assert meter.read()["pack_fill"] == pytest.approx(0.6)
     meter.add(totals, filled=60, slots=80, loss=1.0)
     assert "pack_fill" not in meter.read()
+
+
+@pytest.mark.usefixtures("clock")
+def test_useful_operations_a_second_and_their_share_of_the_peak() -> None:
+    totals = StepTotals(supervised_tokens=4, tokens=60, vision_tokens=4, samples=4, most_micro_batches=2, flops=400e12)
+    known, unknown = Meters(peak_tflops=989.4), Meters()
+    for meter in (known, unknown):
+        meter.restart()
+        meter.add(totals, 60, 60, 1.0)
+    read = known.read()  # the clock goes on for both
+    assert read["useful_tflops"] == pytest.approx(400 / 8)
+    assert read["mfu"] == pytest.approx(400 / 8 / 989.4)
+    assert unknown.read()["mfu"] is None

@@ -14,6 +14,7 @@ from vlmft.encoding.collate import Batch
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError, PreemptedError
 from vlmft.training import arguments, sft, trainer
+from vlmft.training.flops import FlopRates
 from vlmft.training.loss import supervised_loss
 from vlmft.training.stop import StopRequest
 
@@ -124,7 +125,8 @@ class TestOneStep:
         assert made.gradients(step)[0] == pytest.approx(total / tokens, rel=1e-6)
 
     def test_counts_what_it_held(self, bench: MakeBench) -> None:
-        made = bench(*ALL)
+        rates = FlopRates(token=3e9, token_pair=2e7, vision_token=5e9, supervised_token=7e9)
+        made = bench(*ALL, flops=rates)
         step = made.step()
         made.trainer.meters.restart()
         made.gradients(step)
@@ -134,6 +136,13 @@ class TestOneStep:
         assert per_sample["tokens"] == pytest.approx(sum(lengths) / 6)
         assert per_sample["vision_tokens"] == pytest.approx((4 + 8 + 6 + 6 + 8 + 4) / 6)
         assert read["padding"] == pytest.approx(1 - sum(lengths) / (6 * max(lengths)))
+        squares, supervised = (
+            sum(length**2 for length in lengths),
+            sum(sample.num_supervised for sample in step.samples),
+        )
+        work = 3e9 * sum(lengths) + 2e7 * squares + 5e9 * 36 + 7e9 * supervised
+        assert read["useful_tflops"] * 1e12 / read["samples_per_s"] == pytest.approx(work / 6)
+        assert read["mfu"] is None
 
     def test_without_a_supervised_token_is_an_error(self, bench: MakeBench) -> None:
         made = bench(*ALL)

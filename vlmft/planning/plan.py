@@ -13,7 +13,7 @@ from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
 from vlmft.planning.sizes import Size, count, sizes_of, steps_of, with_empty_media
 from vlmft.planning.trace import ACTIVATIONS, BATCH, BUCKETS, HEAD, OPTIMISER, TEMPORARY, Traced, trace_step
-from vlmft.training.flops import FlopRates, flop_counts, rates_of
+from vlmft.training.flops import FlopRates, counting_flops, rates_of
 from vlmft.training.loss import keep_a_gradient, supervised_loss
 from vlmft.training.optim import AdamW8bit
 from vlmft.training.step_plan import StepPlan
@@ -179,13 +179,11 @@ class Planner:
     def _work(self, size: Size, tflops: float | None) -> Work:
         """Counted of one sample, and scaled to all that were counted."""
         unit = self._unit(size)
-
-        def run() -> None:
-            supervised_loss(self.model, *self.collator.on_device([unit], self.model)).backward()
-            self.model.zero_grad(set_to_none=True)
-
         config, sizes = self.config, self.sizes
-        rates = rates_of(flop_counts(self.model, config.model, run), [unit])
+        with counting_flops(self.model, config.model) as counts:
+            supervised_loss(self.model, *self.collator.on_device([unit], self.model)).backward()
+        self.model.zero_grad(set_to_none=True)
+        rates = rates_of(counts, [unit])
         mean = [sum(values) / len(sizes) for values in zip(*(size.figures for size in sizes), strict=True)]
         step = rates.of(*mean) * config.global_batch_size
         num_steps = StepPlan.derive(

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.errors import ConfigError
 from vlmft.evaluation import Generate
@@ -45,6 +45,9 @@ class Kit:
 
 class Task(ABC):
     """One trainer's part in a run; made from the config alone, so that the driver can ask it, too."""
+
+    counts_flops: ClassVar[bool] = False
+    """Whether a step is one forward and backward pass of each sample, so that its operations are known."""
 
     def __init__(self, config: "TrainConfig") -> None:
         self.config = config

@@ -1,7 +1,7 @@
 """Supervised fine-tuning."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vlmft.evaluation import Generate
 from vlmft.tasks.base import Kit, Task, places
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 class SftTask(Task):
     """Answers are learned token by token, and judged as the model generates them."""
+
+    counts_flops: ClassVar[bool] = True
 
     def score_names(self) -> Sequence[str]:
         """The chosen metrics."""

@@ -6,7 +6,8 @@ again for recompute is no useful work, and a pass of that kind is not to be coun
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +48,16 @@ class FlopRates:
         )
 
 
-def flop_counts(model: Any, family: ModelSpec, run: Callable[[], object]) -> dict[str, int]:
-    """The operations of `run`, by component, with the LLM's attention and its head apart; they add up to all.
+@contextmanager
+def counting_flops(model: Any, family: ModelSpec) -> Iterator[Mapping[str, int]]:
+    """Count what the body computes with `model`, wrapped in adapters or not, into what is given.
 
-    Args:
-        model: what `run` computes with, wrapped in adapters or not.
+    That has the operations by component, with the LLM's attention and its head apart; they add up to all.
     """
     stages = Stages(model, family)
     counter = _Counter(stages)
     with stages.watching(), counter:
-        run()
-    return dict(counter.counts)
+        yield counter.counts
 
 
 class _Counter(TorchDispatchMode):
@@ -91,7 +91,7 @@ _ATTENTION_ON_CPU: dict[Any, Callable[..., int]] = {
 }
 
 
-def rates_of(parts: dict[str, int], samples: "Sequence[Encoded]") -> FlopRates:
+def rates_of(parts: Mapping[str, int], samples: "Sequence[Encoded]") -> FlopRates:
     """The rates of what was counted of these samples, each in a row of its own length."""
     tokens = sum(sample.num_tokens for sample in samples)
     pairs = sum(sample.num_tokens**2 for sample in samples)
@@ -99,7 +99,7 @@ def rates_of(parts: dict[str, int], samples: "Sequence[Encoded]") -> FlopRates:
     supervised = sum(sample.num_supervised for sample in samples)
     seen = sum(amount for part, amount in parts.items() if part not in (HEAD, ATTENTION, "llm"))
     return FlopRates(
-        token=parts["llm"] / tokens,
+        token=parts.get("llm", 0) / tokens,
         token_pair=parts.get(ATTENTION, 0) / pairs,
         vision_token=seen / vision if vision else 0.0,
         supervised_token=parts.get(HEAD, 0) / supervised,

@@ -24,6 +24,8 @@ class StepTotals:
     """On the rank that needs most."""
     weights: tuple[float, ...] = ()
     """What the objective divides by."""
+    flops: float = 0.0
+    """Useful operations; 0 where they are not counted."""
 
 
 @dataclass
@@ -45,6 +47,8 @@ class Progress:
     """Token places that this rank's packs could have held; 0 where nothing is packed."""
     micro_batches: int = 0
     """The most that a step took."""
+    flops: float = 0.0
+    """Useful operations, over all ranks."""
     figures: dict[str, tuple[float, float]] = field(default_factory=dict)
     """What the objective says on this rank, as sum and weight by name."""
 
@@ -66,9 +70,14 @@ def peak_memory(device: "torch.device") -> int:
 
 
 class Meters:
-    """Collects steps and turns them into the figures of a log line."""
+    """Collects steps and turns them into the figures of a log line.
 
-    def __init__(self) -> None:
+    Args:
+        peak_tflops: what all ranks' devices can do together; None where it is not known.
+    """
+
+    def __init__(self, peak_tflops: float | None = None) -> None:
+        self.peak_tflops = peak_tflops
         self.progress = Progress()
         self._since = time.perf_counter()
 
@@ -90,6 +99,7 @@ class Meters:
         now.tokens += totals.tokens
         now.vision_tokens += totals.vision_tokens
         now.samples += totals.samples
+        now.flops += totals.flops
         now.slots += slots
         now.filled += filled
         now.budget += budget
@@ -105,8 +115,12 @@ class Meters:
             before = self.progress.figures.get(name, (0.0, 0.0))
             self.progress.figures[name] = (before[0] + float(amount), before[1] + weight)
 
-    def read(self) -> dict[str, float]:
-        """Mean loss, rates and shares since the last reading, which starts the next."""
+    def read(self) -> dict[str, float | None]:
+        """Mean loss, rates and shares since the last reading, which starts the next.
+
+        `mfu` is the share that useful operations had of the devices' peak: None where that is not known. It and
+        `useful_tflops` stand there where operations are counted.
+        """
         now = time.perf_counter()
         seconds = max(now - self._since, 1e-9)
         done, self.progress, self._since = self.progress, Progress(), now
@@ -119,5 +133,11 @@ class Meters:
             "data_wait": min(done.waited / seconds, 1.0),
             "padding": 1 - done.filled / done.slots if done.slots else 0.0,
             "micro_batches": done.micro_batches,
+            **self._speed(done.flops / seconds / 1e12),
             **({"pack_fill": done.filled / done.budget} if done.budget else {}),
         }
+
+    def _speed(self, tflops: float) -> dict[str, float | None]:
+        if not tflops:
+            return {}
+        return {"useful_tflops": tflops, "mfu": None if self.peak_tflops is None else tflops / self.peak_tflops}

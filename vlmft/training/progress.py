@@ -13,7 +13,7 @@ _LINE_EVERY_S = 10.0
 
 
 class TrainingProgress:
-    """Shows loss, learning rate, samples/s and supervised tokens/s of a run of `num_steps` steps."""
+    """Shows loss, learning rate, rates and the wait for data of a run of `num_steps` steps."""
 
     def __init__(self, num_steps: int, console: Console) -> None:
         self.num_steps = num_steps
@@ -53,6 +53,12 @@ class TrainingProgress:
         )
         if figures["supervised_tokens_per_s"]:
             text += f"  {figures['supervised_tokens_per_s']:.0f} supervised tokens/s"
+        if figures.get("useful_tflops"):
+            text += f"  {figures['useful_tflops']:.3g} TFLOP/s"
+        if figures.get("mfu"):
+            text += f" ({figures['mfu']:.0%} MFU)"
+        if figures.get("data_wait", 0) >= 0.05:
+            text += f"  {figures['data_wait']:.0%} waiting for data"
         self._bar.update(self._task, completed=step, figures=text)
         if not self.console.is_terminal and (
             step == self.num_steps or time.monotonic() - self._last_line >= _LINE_EVERY_S

@@ -8,7 +8,7 @@ which of them is the last, for DDP (`no_sync`) as for DeepSpeed (its accumulatio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from vlmft.encoding.batching import BatchingSpec
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import ConfigError, DataError, NumericError, VlmftError
+from vlmft.training.flops import FlopRates
 from vlmft.training.loss import keep_a_gradient
 from vlmft.training.meters import Meters, StepTotals, peak_memory
 from vlmft.training.objective import Figure, Objective, Unit
@@ -46,6 +47,10 @@ class Parts:
     stop: StopRequest = field(default_factory=StopRequest)
     on_log: Callable[[dict[str, Any]], None] | None = None
     """Takes each line of figures, and a line for each sample that is left out."""
+    flops: FlopRates | None = None
+    """What a sample's useful operations follow from; None: they are not counted."""
+    peak_tflops: float | None = None
+    """What all ranks' devices can do together, where it is known."""
     look_at_packs: Callable[[Any, Sequence[Sequence[Any]]], None] | None = None
     """Takes the model and the packs of each step before it is computed, where samples are packed."""
 
@@ -70,9 +75,9 @@ class StepTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.parts = parts
         keep_a_gradient(model)
-        self.meters = Meters()
+        self.meters = Meters(parts.peak_tflops)
         parts.loader.on_wait = self.meters.wait
-        self.last_figures: dict[str, float] = {}
+        self.last_figures: dict[str, float | None] = {}
         self.step_ids: list[str] = []
         """The samples of the step under way, on this rank."""
         self.bad_samples: dict[str, str] = {}
@@ -221,9 +226,10 @@ class StepTrainer(Trainer):
     def _totals(self, step: EncodedGroup, units: Sequence[Unit]) -> StepTotals:
         """Sum over the ranks what the step is divided by and counted in."""
         objective = self.parts.objective
-        tokens, supervised, vision_tokens, samples, *weights = self._sum(
+        tokens, pairs, supervised, vision_tokens, samples, *weights = self._sum(
             [
                 sum(unit.num_tokens for unit in units),
+                sum(unit.num_tokens**2 for unit in units),
                 sum(unit.num_supervised for unit in units),
                 sum(unit.num_vision_tokens for unit in units),
                 len(step.samples),
@@ -239,6 +245,7 @@ class StepTrainer(Trainer):
             samples=int(samples),
             most_micro_batches=self._most_micro_batches(units),
             weights=tuple(weights),
+            flops=self.parts.flops.of(tokens, pairs, vision_tokens, supervised) if self.parts.flops else 0.0,
         )
 
     def _sum(self, values: Sequence[float]) -> list[float]:
@@ -335,14 +342,14 @@ class StepTrainer(Trainer):
             return
         plan, mixture = self.parts.loader.dataset.plan, self.parts.loader.dataset.mixture
         figures = self._figures()
-        logs = logs | self.meters.read() | figures | {"bad_samples": len(self.bad_samples)}
-        logs["peak_memory_bytes"] = peak_memory(self.args.device)
+        line: dict[str, float | None] = logs | self.meters.read() | figures | {"bad_samples": len(self.bad_samples)}
+        line["peak_memory_bytes"] = peak_memory(self.args.device)
         samples = self.state.global_step * plan.global_batch_size
-        logs["pass"] = samples / plan.num_samples
+        line["pass"] = samples / plan.num_samples
         if len(mixture.shares) > 1:
-            logs |= {f"share/{entry}": visits / samples for entry, visits in mixture.visits(samples).items()}
-        self.last_figures = logs
-        self.report(logs)
+            line |= {f"share/{entry}": visits / samples for entry, visits in mixture.visits(samples).items()}
+        self.last_figures = line
+        self.report(line)
 
     def _figures(self) -> dict[str, float]:
         """What the objective said since the last line, over all ranks; a name may be missing on some of them."""
@@ -355,9 +362,9 @@ class StepTrainer(Trainer):
                 total[name] = (before[0] + amount, before[1] + weight)
         return {name: amount / weight for name, (amount, weight) in total.items() if weight}
 
-    def report(self, values: dict[str, float]) -> None:
-        """Hand a line of figures to transformers' trackers and to `on_log`."""
-        super().log(dict(values))
+    def report(self, values: Mapping[str, float | None]) -> None:
+        """Hand a line of figures to transformers' trackers, which take no None, and to `on_log`."""
+        super().log({name: value for name, value in values.items() if value is not None})
         self.state.log_history.clear()  # Trainer would keep every line in memory; metrics.jsonl has them
         if self.parts.on_log is not None:
-            self.parts.on_log({"step": self.state.global_step} | values)
+            self.parts.on_log({"step": self.state.global_step} | dict(values))
