@@ -29,11 +29,12 @@ def _checked(size: str) -> str:
     return size
 
 
-Size = Annotated[str, AfterValidator(_checked)]
+def _as_text(word: object) -> object:
+    """A number as it was typed: 4090."""
+    return str(word) if type(word) in (int, float) else word
 
 
-def _as_text(name: object) -> object:
-    return str(name) if type(name) is int else name  # 4090
+Size = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
 
 
 class Device(Spec):
