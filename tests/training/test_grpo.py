@@ -179,10 +179,12 @@ def test_the_loss_is_the_policy_gradient_of_the_completions(still: Any, group: E
             torch.testing.assert_close(found[name], parameter.grad, atol=2e-6, rtol=1e-3)
 
 
-@pytest.mark.parametrize("loss", ["dapo", "grpo"])
-def test_any_cut_into_micro_batches_is_the_same_step(model: Any, group: EncodedGroup, loss: str) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"loss": "grpo"}, {"loss": "dapo", "top_entropy": 0.4, "entropy_bonus": 0.5, "weighed_kl": True}]
+)
+def test_any_cut_into_micro_batches_is_the_same_step(model: Any, group: EncodedGroup, changes: dict[str, Any]) -> None:
     start = StartValues(model)
-    made = objective(model, loss=loss, beta=0.3, reference=start.put_in, mask_truncated=True)
+    made = objective(model, beta=0.3, reference=start.put_in, mask_truncated=True, **changes)
     move(model)
     completions = made.begin(0, group)
     expected, whole = gradients(made, [completions])
@@ -193,6 +195,24 @@ def test_any_cut_into_micro_batches_is_the_same_step(model: Any, group: EncodedG
         assert total == pytest.approx(expected, abs=1e-6)
         for name, gradient in whole.items():
             torch.testing.assert_close(found[name], gradient, atol=5e-6, rtol=1e-3)
+
+
+def test_only_the_steps_least_certain_tokens_are_learned_from(model: Any, group: EncodedGroup) -> None:
+    made = objective(model, top_entropy=0.25)
+    completions = made.begin(0, group)
+    certain, uncertain = [], []
+    for one in completions:
+        inputs, _ = encoding()[1].on_device([one.encoded], model)
+        with torch.no_grad():
+            rows = model.eval()(**inputs).logits[0, -len(one.rollout.ids) - 1 : -1].float().log_softmax(-1)
+        entropy = -(rows.exp() * rows).sum(-1)
+        assert one.learnt is not None and one.learnt.shape == one.rollout.ids.shape
+        certain += entropy[~one.learnt].tolist()
+        uncertain += entropy[one.learnt].tolist()
+    assert min(uncertain) >= max(certain) - 1e-5
+    assert len(uncertain) / (len(certain) + len(uncertain)) == pytest.approx(0.25, abs=0.05)
+    completions_, tokens, learnt = made.weights(completions)
+    assert (completions_, learnt) == (len(completions), len(uncertain)) and tokens == len(certain) + len(uncertain)
 
 
 def move(model: Any, by: float = 0.05) -> None:
@@ -208,7 +228,8 @@ def test_truncated_completions_are_masked_where_asked(still: Any, group: Encoded
     completions = made.begin(0, group)
     ended = [one for one in completions if one.rollout.ended]
     assert 0 < len(ended) < len(completions)
-    assert made.weights(completions) == (len(completions), sum(len(one.rollout.ids) for one in ended))
+    tokens = sum(len(one.rollout.ids) for one in ended)
+    assert made.weights(completions) == (len(completions), tokens, tokens)
     assert objective(still).weights(completions)[1] == sum(len(one.rollout.ids) for one in completions)
     _, found = gradients(made, [completions])
     cut = [replace_advantage(one, 100.0) if not one.rollout.ended else one for one in completions]
@@ -281,7 +302,7 @@ class TestImages:
             while_made = torch.cat(seen)
             seen.clear()
             for start in range(0, len(completions), 4):
-                made.share(still, completions[start : start + 4], (9.0, 9.0))
+                made.share(still, completions[start : start + 4], (9.0, 9.0, 9.0))
             while_trained = torch.cat(seen)
         finally:
             handle.remove()

@@ -5,20 +5,21 @@ from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.training.rolling import grpo_values
 from vlmft.config.spec import validate
-from vlmft.training.grpo_loss import Denominators, PolicyLoss, group_advantages, kl_estimate, policy_loss
+from vlmft.training.grpo_loss import Denominators, Extras, PolicyLoss, group_advantages, kl_estimate, policy_loss
 from vlmft.training.grpo_spec import Grpo
 
 B, K = 6, 5
 LENGTHS = [5, 1, 3, 4, 2, 5]
 LOSSES = ["grpo", "bnpo", "dapo", "dr_grpo", "cispo", "sapo", "luspo", "vespo"]
 MASK = torch.arange(K)[None, :] < torch.tensor(LENGTHS)[:, None]
-STEP = Denominators(completions=B, tokens=sum(LENGTHS))
+STEP = Denominators(completions=B, tokens=sum(LENGTHS), learnt=sum(LENGTHS))
 ADVANTAGES = torch.tensor([1.2, -0.7, 0.0, 0.4, -1.5, 2.0])
 
 
@@ -46,12 +47,18 @@ def trl_loss() -> Any:
     from trl import GRPOTrainer
 
     def loss(
-        spec: Grpo, new: Tensor, old: Tensor, ref: Tensor, weights: Tensor | None = None
+        spec: Grpo,
+        new: Tensor,
+        old: Tensor,
+        ref: Tensor,
+        weights: Tensor | None = None,
+        drawn: Tensor | None = None,
+        entropy: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, float]]:
         above, below = spec.sapo_temperatures
         args = SimpleNamespace(
             delta=spec.delta,
-            use_bias_correction_kl=False,
+            use_bias_correction_kl=spec.weighed_kl,
             sapo_temperature_pos=above,
             sapo_temperature_neg=below,
             vespo_k_pos=spec.vespo_k[0],
@@ -62,10 +69,19 @@ def trl_loss() -> Any:
         )
         metrics: dict[str, list[float]] = defaultdict(list)
         accelerator = SimpleNamespace(
-            num_processes=1, reduce=lambda value, reduction: value, gather=lambda value: value, sync_gradients=True
+            num_processes=1,
+            reduce=lambda value, reduction: value,
+            gather=lambda value: value,
+            pad_across_processes=lambda value, dim, pad_index: value,
+            sync_gradients=True,
         )
+        entropy = torch.zeros(B, K) if entropy is None else entropy
         trainer = SimpleNamespace(
-            _get_per_token_logps_and_entropies=lambda *_, **__: (new, torch.zeros(B, K), None),
+            _get_per_token_logps_and_entropies=lambda *_, **__: (new, entropy, None),
+            get_high_entropy_mask=lambda *given: GRPOTrainer.get_high_entropy_mask(
+                SimpleNamespace(accelerator=accelerator), *given
+            ),
+            get_off_policy_mask=GRPOTrainer.get_off_policy_mask,
             get_gamma_weights=GRPOTrainer.get_gamma_weights,
             args=args,
             accelerator=accelerator,
@@ -77,12 +93,14 @@ def trl_loss() -> Any:
             epsilon_high=spec.epsilon_high,
             beta=spec.beta,
             max_completion_length=spec.max_new_tokens,
-            top_entropy_quantile=1.0,
-            off_policy_mask_threshold=None,
+            top_entropy_quantile=spec.top_entropy,
+            off_policy_mask_threshold=spec.off_policy_threshold,
             use_vllm=weights is not None,
             vllm_importance_sampling_correction=True,
             aux_loss_enabled=False,
-            _entropy_bonus_enabled=False,
+            _entropy_bonus_enabled=spec.entropy_bonus > 0,
+            entropy_coef=spec.entropy_bonus,
+            use_adaptive_entropy=False,
             current_gradient_accumulation_steps=1,
         )
         ids = torch.zeros(B, K, dtype=torch.long)
@@ -98,6 +116,8 @@ def trl_loss() -> Any:
         }
         if weights is not None:
             inputs["importance_sampling_ratio"] = weights
+        if drawn is not None:
+            inputs["sampling_per_token_logps"] = drawn
         value = GRPOTrainer._compute_loss(trainer, None, inputs)
         return value, {name: values[0] for name, values in metrics.items()}
 
@@ -143,11 +163,43 @@ def test_what_a_server_drew_is_weighed_as_trl_weighs_it(trl_loss: Any, loss: str
     weights = weights.masked_fill(weights > 1.7, 0.0) * MASK + ~MASK  # TRL's are 1 where there is no token
     theirs, _ = trl_loss(chosen, new, old, ref, weights)
     (expected,) = torch.autograd.grad(theirs, new)
-    found = policy_loss(chosen, new, old, MASK, ADVANTAGES, STEP, ref, weights * MASK)
+    found = policy_loss(chosen, new, old, MASK, ADVANTAGES, STEP, ref, Extras(weights=weights * MASK))
     (gradient,) = torch.autograd.grad(found.loss, new)
     assert found.loss.item() == pytest.approx(theirs.item(), abs=1e-5, rel=1e-5)
     assert found.loss.item() != pytest.approx(policy_loss(chosen, new, old, MASK, ADVANTAGES, STEP, ref).loss.item())
     torch.testing.assert_close(gradient, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss", "changes"),
+    [
+        *((loss, {"entropy_bonus": 0.3, "top_entropy": 0.4}) for loss in LOSSES),
+        *((loss, {"weighed_kl": True, "beta": 0.4, "off_policy_threshold": 0.1}) for loss in LOSSES),
+        ("grpo", {"importance_sampling": "sequence", "weighed_kl": True, "beta": 0.4, "entropy_bonus": 0.1}),
+        ("dapo", {"top_entropy": 0.0}),
+    ],
+)
+def test_further_settings_equal_trls(trl_loss: Any, loss: str, changes: dict[str, Any]) -> None:
+    chosen, (new, old, ref) = spec(loss, steps_per_generation=2, **changes), draw(0)
+    random = torch.Generator().manual_seed(2)
+    entropy = (torch.rand(B, K, generator=random) * 3).requires_grad_()
+    drawn = old + 0.1 * torch.randn(B, K, generator=random)
+    drawn[4] += 1.0  # of a negative advantage, and now unlikely
+    theirs, _ = trl_loss(chosen, new, old, ref, None, drawn, entropy)
+    expected = torch.autograd.grad(theirs, [new, entropy], allow_unused=True)
+    learnt = (entropy >= np.quantile(entropy[MASK].detach().numpy(), 1 - chosen.top_entropy)) & MASK
+    step = Denominators(B, sum(LENGTHS), float(learnt.sum()))
+    extras = Extras(drawn_logps=drawn, entropy=entropy, learnt=learnt if chosen.top_entropy < 1 else None)
+    found = policy_loss(chosen, new, old, MASK, ADVANTAGES, step, ref, extras)
+    gradients = torch.autograd.grad(found.loss, [new, entropy], allow_unused=True)
+    assert found.loss.item() == pytest.approx(theirs.item(), abs=1e-5, rel=1e-5)
+    assert found.loss.item() != pytest.approx(shares(spec(loss), new, old, ref, [list(range(B))])[0].loss.item())
+    torch.testing.assert_close(gradients[0], expected[0], atol=1e-5, rtol=1e-5)
+    if chosen.entropy_bonus > 0:
+        torch.testing.assert_close(gradients[1], expected[1], atol=1e-6, rtol=1e-5)
+    if chosen.off_policy_threshold is not None:
+        left_out, completions = found.figures["off_policy"]
+        assert 0 < float(left_out) < completions
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -189,7 +241,7 @@ def test_a_masked_completion_adds_nothing_and_still_counts() -> None:
         assert gradient[0].eq(0).all() and gradient[1:][MASK[1:]].ne(0).any()
         rest = shares(chosen, new, old, ref, [[1, 2, 3, 4, 5]])[0]
         assert found.loss.item() == pytest.approx(rest.loss.item(), abs=1e-6)
-    nothing = policy_loss(spec(), new, old, torch.zeros_like(MASK), ADVANTAGES, Denominators(B, 0), ref)
+    nothing = policy_loss(spec(), new, old, torch.zeros_like(MASK), ADVANTAGES, Denominators(B, 0, 0), ref)
     assert nothing.loss.item() == 0.0
 
 

@@ -31,6 +31,12 @@ def grpo(**changes: Any) -> Grpo:
         ),
         ({"loss": "sapo", "delta": 4.0}, "delta=4 has no part in loss=sapo; set it to null"),
         ({"delta": 1.1}, "delta=1.1 should be above 1 + epsilon_high=1.2, where clips begin"),
+        (
+            {"off_policy_threshold": 0.5},
+            "off_policy_threshold=0.5 leaves nothing out: with steps_per_generation=1 the model",
+        ),
+        ({"weighed_kl": True}, "weighed_kl=true has no part where beta=0; set it to false, or beta above 0"),
+        ({"top_entropy": 1.5}, "top_entropy: Input should be less than or equal to 1 (found 1.5)"),
         ({"sapo_temperatures": [1.0, 0.0]}, "sapo_temperatures=[1.0, 0.0] should be two numbers above 0"),
         ({"vespo_k": [-1.0, 2.0]}, "vespo_k=[-1.0, 2.0] should be two numbers above 0"),
     ],

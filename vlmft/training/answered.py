@@ -34,6 +34,8 @@ class Completion:
     """float32 [T], of the reference."""
     drawn: Drawn | None = None
     """Where a server made it: how likely it was there."""
+    learnt: Tensor | None = None
+    """Bool [T], the tokens that are learned from; None: all."""
 
     @property
     def id(self) -> str:

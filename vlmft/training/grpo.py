@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -19,7 +20,7 @@ from vlmft.errors import DataError
 from vlmft.scoring import Reward, rewards_of, weighted_sum
 from vlmft.scoring.rewards import OWN
 from vlmft.training.answered import Answered, Completion, followed, solution_of
-from vlmft.training.grpo_loss import Denominators, group_advantages, policy_loss
+from vlmft.training.grpo_loss import Denominators, Extras, group_advantages, policy_loss
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.loss import supervised_logits, token_log_probs
 from vlmft.training.objective import Figure, Objective, Share
@@ -27,6 +28,8 @@ from vlmft.training.reference import judging
 from vlmft.training.rollouts import Roller, Rollout
 from vlmft.training.server_correction import drawn_by_server, drawn_figures, refuse_far
 
+_Compute = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
+"""A micro-batch's inputs and labels -> values of its completions' tokens, and where they stand, both [B, K]."""
 _EQUAL = 1e-6
 """A standard deviation of rewards below this is rounding: the group has nothing to compare."""
 
@@ -79,6 +82,8 @@ class GrpoObjective(Objective[Completion]):
         if not completions:
             raise DataError(f"step {step + 1}: none of its samples could be read when its completions were made")
         self._compare(completions)
+        if self.spec.top_entropy < 1:
+            self._choose_tokens(completions)
         if self.reference is not None:
             with self.reference():
                 found = self.log_probs(completions)
@@ -89,8 +94,11 @@ class GrpoObjective(Objective[Completion]):
         return completions
 
     def weights(self, units: Sequence[Completion]) -> tuple[float, ...]:
-        """The completions, and their tokens that count."""
-        return float(len(units)), float(sum(len(unit.rollout.ids) for unit in units if self._counts(unit)))
+        """The completions, their tokens that count, and of these the ones that are learned from."""
+        counting = [unit for unit in units if self._counts(unit)]
+        tokens = sum(len(unit.rollout.ids) for unit in counting)
+        learnt = sum(len(unit.rollout.ids) if unit.learnt is None else int(unit.learnt.sum()) for unit in counting)
+        return float(len(units)), float(tokens), float(learnt)
 
     def share(self, model: Any, units: Sequence[Completion], weights: Sequence[float]) -> Share:
         """See `Objective.share`."""
@@ -107,12 +115,10 @@ class GrpoObjective(Objective[Completion]):
             torch.tensor([unit.advantage for unit in units], device=logps.device),
             Denominators(*weights),
             None if ref[0] is None else _in_places(ref, places),
-            None
-            if units[0].drawn is None
-            else _in_places([unit.drawn.weights for unit in units if unit.drawn], places),
+            self._extras(units, logps, entropy, places),
         )
         tokens = float(places.sum())
-        figures = self._figures(units) | {"entropy": ((entropy * places).sum(), tokens)} | found.figures
+        figures = self._figures(units) | {"entropy": ((entropy.detach() * places).sum(), tokens)} | found.figures
         figures |= drawn_figures([unit.drawn for unit in units if unit.drawn])
         return Share(found.loss, labels.numel(), figures)
 
@@ -192,18 +198,46 @@ class GrpoObjective(Objective[Completion]):
             if self.spec.corrects:
                 one.drawn = [drawn_by_server(self.spec, *pair) for pair in zip(logps, one.rollouts, strict=True)]
 
-    @torch.no_grad()
     def log_probs(self, completions: Sequence[Completion]) -> list[Tensor]:
         """The log-probs of each completion's tokens [T] under the model as it is now, without dropout."""
+        return self._of_tokens(
+            completions, lambda inputs, labels: token_log_probs(self.model, inputs, labels, self.spec.temperature)
+        )
+
+    @torch.no_grad()
+    def _of_tokens(self, completions: Sequence[Completion], compute: _Compute) -> list[Tensor]:
+        """What `compute` makes of each completion's tokens [T], without dropout."""
         found: dict[int, Tensor] = {}
         kinds = self.collator.kinds(completions)
         with judging(self.model):
             for cut in self.batching.micro_batches([one.num_places for one in completions], kinds=kinds):
                 inputs, labels = self.collator.on_device([completions[i].encoded for i in cut], self.model)
-                logps, places = token_log_probs(self.model, inputs, labels, self.spec.temperature)
+                values, places = compute(inputs, labels)
                 for row, i in enumerate(cut):
-                    found[i] = logps[row][places[row]].cpu()
+                    found[i] = values[row][places[row]].cpu()
         return [found[i] for i in range(len(completions))]
+
+    def _extras(self, units: Sequence[Completion], logps: Tensor, entropy: Tensor, places: Tensor) -> Extras:
+        """What the settings need beyond log-probs."""
+        weights = [unit.drawn.weights for unit in units if unit.drawn is not None]
+        learnt = [unit.learnt for unit in units if unit.learnt is not None]
+        by_server = [unit.rollout.logps for unit in units if unit.rollout.logps is not None]
+        drawn = by_server or [unit.old_logps for unit in units if unit.old_logps is not None]
+        return Extras(
+            weights=_in_places(weights, places) if weights else None,
+            drawn_logps=_in_places(drawn, places) if drawn else logps.detach(),
+            entropy=entropy,
+            learnt=_in_places(learnt, places) if learnt else None,
+        )
+
+    def _choose_tokens(self, completions: Sequence[Completion]) -> None:
+        """Mark the tokens whose entropy is among the step's highest, over all ranks, as learned from."""
+        found = self._of_tokens(completions, lambda *batch: self._log_probs(self.model, *batch)[1:])
+        counting = [one for one, unit in zip(found, completions, strict=True) if self._counts(unit)]
+        everywhere = np.concatenate(gather_object([torch.cat([*counting, torch.zeros(0)]).numpy()]))
+        bound = np.quantile(everywhere, 1 - self.spec.top_entropy) if len(everywhere) else 0.0
+        for one, unit in zip(found, completions, strict=True):
+            unit.learnt = one >= float(bound)
 
     def _log_probs(self, model: Any, inputs: dict[str, Tensor], labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probs and entropies of the completions' tokens, and where they stand, all [B, K]."""
@@ -211,7 +245,7 @@ class GrpoObjective(Objective[Completion]):
         everything = (logits.float() / self.spec.temperature).log_softmax(-1)
         places = targets.ne(IGNORED)
         logps = everything.gather(-1, targets.masked_fill(~places, 0)[..., None])[..., 0] * places
-        with torch.no_grad():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.spec.entropy_bonus > 0):
             entropy = -(everything.exp() * everything).sum(-1)
         return logps, entropy, places
 

@@ -12,6 +12,9 @@ P = prompts, G = completions of a prompt, B = completions of a micro-batch, K = 
     VESPO        arXiv:2602.10693
     delta        Prime Intellect 2025, "INTELLECT-2", arXiv:2505.07291: two-sided clipping
     KL           Schulman 2020, "Approximating KL divergence": the estimator k3
+    weighed KL, off-policy mask
+                 DeepSeek-AI 2025, "DeepSeek-V3.2", arXiv:2512.02556, equations 7 to 9
+    top entropy  Wang et al. 2025, "Beyond the 80/20 Rule", arXiv:2506.01939
 
 A loss here is a share of a whole step's: what it is divided by is counted over all completions of the step, so that
 the shares of any cut into micro-batches, on any number of ranks, add up to the same loss.
@@ -37,6 +40,22 @@ class Denominators:
     completions: float
     tokens: float
     """Of completions, without those that are masked."""
+    learnt: float
+    """Of these, the tokens that are learned from; see `Grpo.top_entropy`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Extras:
+    """What only some settings need of a micro-batch, each [B, K]."""
+
+    weights: Tensor | None = None
+    """Of each token where a server drew it, see `server_correction`; the KL divergence takes none."""
+    drawn_logps: Tensor | None = None
+    """The tokens' log-probs under whoever drew them; needed where `spec.off_policy_threshold` is set."""
+    entropy: Tensor | None = None
+    """Of each token's distribution, with its gradient; needed where `spec.entropy_bonus` is above 0."""
+    learnt: Tensor | None = None
+    """Bool, the tokens that are learned from; None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +100,7 @@ def policy_loss(
     advantages: Tensor,
     step: Denominators,
     ref_logps: Tensor | None = None,
-    weights: Tensor | None = None,
+    extras: Extras | None = None,
 ) -> PolicyLoss:
     """A micro-batch's share of the step's loss.
 
@@ -92,22 +111,40 @@ def policy_loss(
         advantages: [B].
         step: of the whole step.
         ref_logps: [B, K], under the reference; needed where `spec.beta` is above 0.
-        weights: [B, K], of each token where a server drew it, see `server_correction`; the KL divergence takes none.
     """
-    mask = mask.to(logps.dtype)
+    extras = extras or Extras()
+    weights, mask = extras.weights, mask.to(logps.dtype)
     log_ratio = (logps - old_logps) * mask
     ratio = _ratio(spec, log_ratio, mask)
     if weights is not None and spec.loss == "vespo":  # weighs by the whole ratio to whoever drew, and needs it there
         log_ratio = log_ratio + weights.log().clamp(_LEAST_LOG_RATIO, _MOST_LOG_RATIO) * mask
     per_token, figures = _PER_TOKEN[spec.loss](spec, logps, log_ratio, ratio, advantages[:, None], mask)
+    if spec.off_policy_threshold is not None:
+        assert extras.drawn_logps is not None, "off_policy_threshold needs the log-probs of whoever drew"
+        kept = _near(spec.off_policy_threshold, logps, extras.drawn_logps, mask) | (advantages[:, None] >= 0)
+        per_token = per_token * kept
+        figures["off_policy"] = ((~kept).float().sum(), float(len(kept)))
+    if extras.learnt is not None:
+        per_token = per_token * extras.learnt
     if weights is not None and spec.loss != "vespo":
         per_token = per_token * weights
     if spec.beta > 0:
         assert ref_logps is not None, "beta > 0 needs the reference's log-probs"
         kl = kl_estimate(logps, ref_logps) * mask
-        per_token = per_token + spec.beta * kl
+        per_token = per_token + spec.beta * (kl * ratio if spec.weighed_kl else kl)
         figures["kl"] = (kl.detach().sum(), float(mask.sum()))
-    return PolicyLoss(_total(spec, per_token * mask, mask, step), figures)
+    loss = _total(spec, per_token * mask, mask, step)
+    if spec.entropy_bonus > 0:
+        assert extras.entropy is not None, "entropy_bonus > 0 needs the tokens' entropy"
+        chosen = mask if extras.learnt is None else mask * extras.learnt
+        loss = loss - spec.entropy_bonus * (extras.entropy * chosen).sum() / max(step.learnt, 1.0)
+    return PolicyLoss(loss, figures)
+
+
+def _near(threshold: float, logps: Tensor, drawn_logps: Tensor, mask: Tensor) -> Tensor:
+    """[B, 1]: whether a completion's tokens are on average at most `threshold` nats less likely than when drawn."""
+    lost = ((drawn_logps - logps.detach()) * mask).sum(1, keepdim=True)
+    return lost / _lengths(mask)[:, None] <= threshold
 
 
 def _ratio(spec: Grpo, log_ratio: Tensor, mask: Tensor) -> Tensor:

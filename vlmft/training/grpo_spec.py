@@ -57,6 +57,19 @@ class Grpo(TrainerSpec):
     beta: float = Field(
         ge=0, allow_inf_nan=False, description="weight of the KL divergence from the model at the start"
     )
+    weighed_kl: bool = Field(description="the KL divergence is weighed by the ratio, so that its gradient is unbiased")
+    top_entropy: float = Field(
+        ge=0, le=1, description="share of the step's tokens that are learned from: those of the highest entropy"
+    )
+    entropy_bonus: float = Field(
+        ge=0, allow_inf_nan=False, description="weight of the mean entropy of the tokens that are learned from"
+    )
+    off_policy_threshold: float | None = Field(
+        gt=0,
+        allow_inf_nan=False,
+        description="nats a token by which the model may find a completion of negative advantage less likely than "
+        "whoever made it, before it is left out",
+    )
     save_completions: int | None = Field(
         ge=1, description="steps between two files of completions; null: none are kept"
     )
@@ -94,12 +107,25 @@ class Grpo(TrainerSpec):
         needed = {"luspo": "sequence", "vespo": "token"}.get(self.loss, self.importance_sampling)
         if self.importance_sampling != needed:
             problems.append(f"loss={self.loss} needs importance_sampling={needed}; found {self.importance_sampling}")
+        problems += self._policy_problems()
         made = self.rollouts
         if self.loss == "vespo" and isinstance(made, VllmRollouts) and made.correction.startswith("sequence"):
             problems.append(
                 f"loss=vespo weighs the whole completion itself: rollouts.correction={made.correction} should be "
                 "token_truncate, token_mask or none"
             )
+        return problems
+
+    def _policy_problems(self) -> list[str]:
+        problems = []
+        is_own = not isinstance(self.rollouts, VllmRollouts)
+        if self.off_policy_threshold is not None and is_own and self.steps_per_generation == 1:
+            problems.append(
+                f"off_policy_threshold={self.off_policy_threshold:g} leaves nothing out: with steps_per_generation=1 "
+                "the model that learns has made every completion; set it to null, or raise steps_per_generation"
+            )
+        if self.weighed_kl and self.beta == 0:
+            problems.append("weighed_kl=true has no part where beta=0; set it to false, or beta above 0")
         return problems
 
     def _shape_problems(self) -> list[str]:
