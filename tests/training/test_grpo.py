@@ -2,6 +2,7 @@
 
 import io
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,7 @@ from vlmft.encoding.batching import Padded
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.loading import EncodedGroup
 from vlmft.errors import DataError, ScoringError
+from vlmft.models.shared_vision import SharedVision
 from vlmft.scoring import MetricSpec, Reward
 from vlmft.training.answered import Completion
 from vlmft.training.grpo_loss import group_advantages
@@ -293,7 +295,7 @@ class TestImages:
         assert all((a - b).abs().max() > 1e-3 for a, b in zip(own, swapped, strict=True))
 
     def test_the_tower_sees_each_prompts_own_pictures(self, still: Any, asked: list[Encoded]) -> None:
-        """Each completion's, in generation and in training, in the order of the completions."""
+        """In generation and in training; once where a batch has as many completions of each prompt."""
         seen: list[torch.Tensor] = []
         made = objective(still, rollout_batch_size=2)
         handle = still.model.visual.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach().clone()))
@@ -306,13 +308,34 @@ class TestImages:
             while_trained = torch.cat(seen)
         finally:
             handle.remove()
-        own = []
-        for prompt in asked[:2]:
-            inputs, _ = encoding()[1].on_device([prompt], still)
-            own += [inputs["pixel_values"]] * G
-        expected = torch.cat(own)
-        assert torch.equal(while_made, expected)
-        assert torch.equal(while_trained, expected)
+        one, two = (encoding()[1].on_device([prompt], still)[0]["pixel_values"] for prompt in asked[:2])
+        assert torch.equal(while_made, torch.cat([one, one, two, two]))  # of batches 1 1, 1 2, 2 2
+        assert torch.equal(while_trained, torch.cat([one, one, one, two, two]))  # of 1 1 1 2, 2 2
+
+    def test_a_step_learns_the_same_where_pictures_are_seen_once(
+        self, model: Any, group: EncodedGroup, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model.generation_config.eos_token_id = 1
+        rows: list[int] = []
+        model.model.visual.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+        found = {}
+        for shared in (True, False):
+            if not shared:
+                monkeypatch.setattr(SharedVision, "repeated", lambda self, times: nullcontext())
+            rows.clear()
+            made = objective(model, top_k=1, rollout_batch_size=32, steps_per_generation=2, num_steps=1)
+            completions = made.begin(0, group)
+            for number, one in enumerate(completions):  # those of a group are equal here, and would earn nothing
+                one.advantage = 1.0 - number % 5
+            found[shared] = drawn(completions), completions, gradients(made, [completions]), list(rows)
+        (tokens, once, (loss, gradient), few), (same, apart, (expected, whole), many) = found[True], found[False]
+        assert tokens == same and loss == pytest.approx(expected, abs=1e-6) and abs(loss) > 1e-3
+        assert len(few) == 3 and [3 * number for number in few] == many  # made, their log-probs, learned from
+        for one, other in zip(once, apart, strict=True):
+            torch.testing.assert_close(one.old_logps, other.old_logps, atol=1e-5, rtol=1e-5)
+        assert any("visual" in name for name in whole)
+        for name, value in whole.items():
+            torch.testing.assert_close(gradient[name], value, atol=1e-5, rtol=1e-3)
 
 
 class TestStepsPerGeneration:

@@ -1,6 +1,7 @@
 """GRPO on every family: generation and training agree on a completion, and pictures and videos decide it."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,16 @@ import torch
 from tests.models.families import FAMILIES, Family, asked, collator_of, picture, processor_of, video
 from tests.support import CPU, save_noise
 from tests.training.agreement import check
-from tests.training.rolling import objective
+from tests.training.rolling import drawn, objective
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.encoding.generating import answer_text
 from vlmft.encoding.loading import EncodedGroup
+from vlmft.models.shared_vision import SharedVision
 from vlmft.scoring import Format
 from vlmft.types import Sample, Solution, Video
 
+APART = {"mllama"}
+"""Families whose LLM looks at the tower's states by itself."""
 _FAST = ("qwen25vl", "internvl3")
 BOTH = [
     pytest.param(family, marks=() if family.name in _FAST else pytest.mark.slow, id=family.name) for family in FAMILIES
@@ -53,6 +57,37 @@ def test_another_picture_changes_the_completions_log_probs(family: Family, tmp_p
     model = family.spec.load_model(CPU)
     group, others = (prompts(family, asked(picture(tmp_path, 56, 56, seed), SHORT)) for seed in (1, 2))
     assert differ(objective(model, collator_of(family)), group, others)
+
+
+@pytest.mark.parametrize("family", BOTH)
+def test_completions_of_a_prompt_see_its_media_once(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And are, with their log-probs, what they are where each sees them for itself."""
+    model = family.spec.load_model(CPU)
+    shown = [asked(picture(tmp_path, 56, 56, 1), SHORT), asked(picture(tmp_path, 56, 84, 2), LONG)]
+    if family.video:
+        shown.append(asked(video(tmp_path / "film", 4, 56, 56), SHORT))
+    numbers: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: Any) -> None:
+        numbers.append((args[0] if args else kwargs["pixel_values"]).numel())
+
+    tower = model.get_submodule(family.spec.component_paths["vision_tower"][0])
+    tower.register_forward_pre_hook(count, with_kwargs=True)
+    found = {}
+    for shared in (True, False):
+        if not shared:
+            monkeypatch.setattr(SharedVision, "repeated", lambda self, times: nullcontext())
+        numbers.clear()
+        made = objective(model, collator_of(family), top_k=1, rollout_batch_size=32)
+        completions = made.begin(0, EncodedGroup(prompts(family, *shown)))
+        logps = made.log_probs(completions)
+        found[shared] = drawn(completions), logps, sum(numbers)
+    assert found[True][0] == found[False][0]
+    for one, other in zip(found[True][1], found[False][1], strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3)
+    assert found[True][2] * (1 if family.name in APART else 3) == found[False][2]
 
 
 @pytest.mark.parametrize("family", [param for param in BOTH if param.values[0].video])

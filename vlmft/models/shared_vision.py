@@ -1,5 +1,6 @@
 """One vision pass for sequences that hold the same pictures: a pair's two answers, or a prompt's completions."""
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ class SharedVision:
         parameters = inspect.signature(features).parameters.values()
         names = [parameter.name for parameter in parameters if parameter.kind is not parameter.VAR_KEYWORD]
 
+        @functools.wraps(features)  # `generate` looks at what it takes
         def computed_once(*args: Any, **kwargs: Any) -> Any:
             times, self._times = self._times, 1  # one of these functions may call another
             try:

@@ -26,6 +26,7 @@ from vlmft.training.loss import supervised_logits, token_log_probs
 from vlmft.training.objective import Figure, Objective, Share
 from vlmft.training.reference import judging
 from vlmft.training.rollouts import Roller, Rollout
+from vlmft.training.seen_once import by_blocks, seen_once
 from vlmft.training.server_correction import drawn_by_server, drawn_figures, refuse_far
 
 _Compute = Callable[[dict[str, Tensor], Tensor], tuple[Tensor, Tensor]]
@@ -102,8 +103,11 @@ class GrpoObjective(Objective[Completion]):
 
     def share(self, model: Any, units: Sequence[Completion], weights: Sequence[float]) -> Share:
         """See `Objective.share`."""
+        order, times = by_blocks(units)
+        units = [units[place] for place in order]
         inputs, labels = self.collator.on_device([unit.encoded for unit in units], model)
-        logps, entropy, places = self._log_probs(model, inputs, labels)
+        with seen_once(model, self.collator, times):
+            logps, entropy, places = self._log_probs(model, inputs, labels)
         counts = torch.tensor([self._counts(unit) for unit in units], device=logps.device)
         old = [unit.old_logps for unit in units]
         ref = [unit.ref_logps for unit in units]
@@ -211,8 +215,11 @@ class GrpoObjective(Objective[Completion]):
         kinds = self.collator.kinds(completions)
         with judging(self.model):
             for cut in self.batching.micro_batches([one.num_places for one in completions], kinds=kinds):
+                order, times = by_blocks([completions[i] for i in cut])
+                cut = [cut[place] for place in order]
                 inputs, labels = self.collator.on_device([completions[i].encoded for i in cut], self.model)
-                values, places = compute(inputs, labels)
+                with seen_once(self.model, self.collator, times):
+                    values, places = compute(inputs, labels)
                 for row, i in enumerate(cut):
                     found[i] = values[row][places[row]].cpu()
         return [found[i] for i in range(len(completions))]

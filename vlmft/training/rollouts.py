@@ -15,6 +15,7 @@ from vlmft.encoding.generating import answer_text, generating
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.ranks import rank
 from vlmft.training.reference import judging
+from vlmft.training.seen_once import by_blocks, seen_once
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,7 +69,10 @@ def roll_out(model: Any, prompts: Sequence[Encoded], collator: Collator, spec: G
     made: list[list[Rollout]] = [[] for _ in prompts]
     with judging(model), _sampling(model, collator, spec) as ends:
         for batch in _batches(rows, collator, spec.rollout_batch_size):
-            rollouts = _generate(model, [prompt for _, prompt in batch], collator, ends)
+            order, times = by_blocks([prompt for _, prompt in batch])
+            batch = [batch[place] for place in order]
+            with seen_once(model, collator, times):
+                rollouts = _generate(model, [prompt for _, prompt in batch], collator, ends)
             for (number, _), rollout in zip(batch, rollouts, strict=True):
                 made[number].append(rollout)
     return made
