@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import literally
-from vlmft import worker
+from vlmft import settling, worker
 from vlmft.config.app import run_app
 from vlmft.data import LLaVADataset
 from vlmft.data.run_data import open_run_data
@@ -133,6 +133,21 @@ class TestWholeRun:
         assert provenance["config"] == ran.folder.config.read_text()
         assert provenance["datasets"]["shapes"]["rows"] == 40
         assert provenance["packages"]["torch"] == torch.__version__.partition("+")[0]
+
+    def test_a_resumed_run_cuts_as_it_began(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`batching=auto` would come to packs now; the checkpoint says grouped."""
+        words = ("trainer.save_every=1", "evaluation=none", "preview=0", "resume_allow=[trainer.max_steps]")
+        assert run(*SHAPES, *words).result["batching"]["chosen"] == "grouped"
+        monkeypatch.setattr(settling, "PAYS_FROM", 0.0)
+        again = run(*SHAPES, *words, "trainer.max_steps=4")
+        assert again.code == 0, again.err
+        assert again.result["batching"] == {
+            "chosen": "grouped",
+            "because": "as it was when the checkpoint was saved",
+        }
+        assert "resumed  " in again.out and "vlmft_packed" not in again.out
+        other = run(*SHAPES, *words, folder="other")
+        assert other.result["batching"]["chosen"] == "packed" and "llm vlmft_packed" in other.out
 
     def test_is_judged_by_several_metrics(self, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         """Of 8 samples the base gets none right, in no more than a word; the tuned model 6, in two words each."""

@@ -109,9 +109,13 @@ def preview(config: PreviewConfig, composition: Composition) -> int:
 
 def refuse_check(config: PreviewConfig) -> None:
     """Raise `ConfigError` where there are no packs to be checked."""
+    from vlmft.settling import unknown_llm
+
     if config.eval:
         raise ConfigError("check=packing: packs are for training; leave eval=true out")
     config.model.refuse_packing()
+    if reason := unknown_llm(config.model):
+        raise ConfigError(f"check=packing: {type(config.model).__name__} takes no packs: {reason}")
 
 
 def chosen(config: PreviewConfig, data: "RunData") -> "tuple[str, list[Visit]]":

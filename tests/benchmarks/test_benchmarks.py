@@ -292,6 +292,13 @@ def test_the_step_has_the_same_losses_on_both_sides() -> None:
 
 
 @pytest.mark.slow
+def test_packs_are_timed_against_rows() -> None:
+    done = run("packs.py")
+    assert done.returncode in (0, 1), done.stderr  # on a busy machine two rounds may exceed the bound
+    assert "seconds of a step in packs, as a share of its seconds in rows" in done.stdout
+
+
+@pytest.mark.slow
 def test_the_loop_does_the_same_work_on_both_sides() -> None:
     """It compares the weights bit by bit, and counts the lines of metrics.jsonl, before it says anything."""
     done = run("loop.py")

@@ -67,6 +67,15 @@ def test_a_leak_is_seen_in_every_figure_and_ends_with_2(typed: Typed, monkeypatc
     assert all(float(value) > 1e-4 for value in rows(out)["pack 1, 6 samples"][1:])
 
 
+def test_an_llm_that_nobody_has_looked_at_is_refused(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmft.models.packing.PACKED_LLMS", frozenset({"llama"}))
+    code, _, err = typed(*MINE)
+    said = (
+        "TinyQwen25VL takes no packs: this checkpoint's LLM is of type qwen2_5_vl_text, and nobody has looked at that"
+    )
+    assert (code, err) == (2, f"error: check=packing: {said}\n")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -81,8 +81,7 @@ class PackProof:
             raise ConfigError(
                 f"batching=packed: {name}, is not computed as it is alone: its {self.reading.name} differ by "
                 f"{difference:.1e} of their size, and rounding to {self.precision} explains {bound:.1e}; nothing was "
-                "trained on it. Take "
-                "batching=grouped, and report this with the model's name"
+                "trained on it. Take batching=grouped, and report this with the model's name"
             )
         self.say(f"packed   {name}: its {self.reading.name} are as alone (within {difference:.0e}, bound {bound:.0e})")
 
