@@ -110,11 +110,15 @@ class Collator:
         inputs = {"input_ids": input_ids} | self.family.token_inputs(input_ids, supervised)
         return Batch(inputs | self.family.collate(self.processor, input_ids, media), labels)
 
-    def for_loss(self, samples: Sequence[Encoded], model: Any) -> "tuple[dict[str, Tensor], Tensor]":
-        """Join `samples`, packed where this collator packs, as `on_device` does, with the tower's inputs worked out."""
+    def for_loss(self, samples: Sequence[Encoded], model: Any, times: int = 1) -> "tuple[dict[str, Tensor], Tensor]":
+        """Join `samples`, packed where this collator packs, as `on_device` does, with the tower's inputs worked out.
+
+        Args:
+            times: so many equal blocks their media are, of which the tower is to see one (`SharedVision.repeated`).
+        """
         device = next(model.parameters()).device
         collated = self.packed(samples) if self.packs else self(samples)
-        worked_out = self.family.tower_inputs(model, collated.inputs, device)
+        worked_out = self.family.tower_inputs(model, collated.inputs, device, times)
         if self.packs:
             lengths = [sample.num_tokens for sample in samples]
             positions = self.family.packed_positions(model, collated.inputs, lengths)

@@ -165,10 +165,13 @@ class QwenVL(ModelSpec, abstract=True):
         rows, _ = owner.get_rope_index(**tokens, **sizes, attention_mask=filled)  # [3, samples, longest]
         return torch.cat([super().packed_positions(model, inputs, lengths)[None], rows[:, filled.bool()][:, None]])
 
-    def tower_inputs(self, model: Any, inputs: dict[str, "Tensor"], device: "torch.device") -> dict[str, Any]:
+    def tower_inputs(
+        self, model: Any, inputs: dict[str, "Tensor"], device: "torch.device", times: int
+    ) -> dict[str, Any]:
         """See `ModelSpec`."""
         kinds = {kind: f"{kind}_grid_thw" for kind in ("image", "video")}
         grids = {kind: inputs[name] for kind, name in kinds.items() if name in inputs}
+        grids = {kind: sizes[: len(sizes) // times] for kind, sizes in grids.items()}
         return tower_inputs(model, grids, device) if grids else {}
 
     def model_inputs(self, processor: Any, inputs: dict[str, "Tensor"]) -> dict[str, "Tensor"]:

@@ -352,12 +352,15 @@ class ModelSpec(Spec, abstract=True):
 
         return torch.cat([torch.arange(length) for length in lengths])[None]
 
-    def tower_inputs(self, model: Any, inputs: dict[str, "Tensor"], device: "torch.device") -> dict[str, Any]:
+    def tower_inputs(
+        self, model: Any, inputs: dict[str, "Tensor"], device: "torch.device", times: int
+    ) -> dict[str, Any]:
         """What the vision tower would otherwise work out of sizes on the device; further arguments of the forward pass.
 
         Args:
             model: wrapped or not.
             inputs: as collated, on the CPU.
+            times: so many equal blocks the media are, of which the tower sees one.
         """
         return {}
 

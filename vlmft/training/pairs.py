@@ -1,6 +1,5 @@
 """Preference pairs through a model. B = pairs, K = positions whose logits are computed."""
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -51,9 +50,9 @@ class PairReader:
             own: whether `PairTokens.own` is wanted.
         """
         sequences = sequences_of(pairs)
-        inputs, labels = self.collator.for_loss(sequences, model)
-        shared = contextlib.nullcontext() if self.apart_because(model) else SharedVision(model).repeated(2)
-        with shared:
+        times = 1 if self.apart_because(model) else 2
+        inputs, labels = self.collator.for_loss(sequences, model, times)
+        with SharedVision(model).repeated(times):
             logits, targets = supervised_logits(model, inputs, labels)
         mask = targets.ne(IGNORED)
         of_all = logits.float().log_softmax(-1)
