@@ -125,6 +125,15 @@ def test_a_micro_batch_that_is_not_its_steps_first_finds_all_gradients_there() -
     assert later.peak > first.peak
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("recipe", "within"), [("lora_llm_nf4", 0.02), ("lora_llm_int8", 0.05)])
+def test_stand_ins_take_what_bitsandbytes_takes(recipe: str, within: float) -> None:
+    config = compose("model=tiny_llava15", f"recipe={recipe}", "precision=bf16")
+    found, measured = planned(config), real(config).trace()
+    assert found.peak == pytest.approx(measured.peak, rel=within)
+    assert found.parts["quantised base"] > measured.parts["quantised base"]  # whose scales are no parameters
+
+
 def midsize(folder: Path) -> str:
     """A random Qwen2.5-VL of about 100 M parameters, in the proportions of a large one; returns its folder."""
     from transformers import AutoConfig, AutoModelForImageTextToText

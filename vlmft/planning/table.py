@@ -92,8 +92,8 @@ def budget(plan: "Plan", recompute: bool) -> str:
     """The largest token budget that fits, as the table says it."""
     tokens = plan.budgets[recompute]
     if tokens is None:
-        return "none: one sample is too much"
-    return f"any: a step is one of {tokens:,}" if tokens >= plan.whole_step else f"{tokens:,}"
+        return "none"  # that holds the longest sample
+    return f"{tokens:,}, a whole step" if tokens >= plan.whole_step else f"{tokens:,}"
 
 
 def _parts(both: "Sequence[Traced]") -> list[str]:
@@ -108,20 +108,13 @@ def side_by_side(plans: "Sequence[Plan]") -> "Table":
     """One line a recipe."""
     from rich.table import Table
 
-    found = Table(title="side by side", title_justify="left")
-    found.add_column("recipe")
-    for column in (
-        "trainable",
-        "weights",
-        "gradients, optimiser",
-        "peak",
-        "recomputed",
-        "fits",
-        "max_tokens",
-        "FLOPs a step",
-        "time",
-    ):
-        found.add_column(column, justify="right")
+    found = Table(title="side by side", title_justify="left", caption_justify="left")
+    found.add_column("recipe", no_wrap=True)
+    for column in ("trains", "weights", "grads, optim", "peak", "recomputed", "fits", "max_tokens", "a step", "time"):
+        found.add_column(column, justify="right", no_wrap=True)
+    found.caption = (
+        "peak: all activations kept; recomputed: trainer.gradient_checkpointing=true; max_tokens: the largest that fits"
+    )
     for plan in plans:
         resting = plan.kept
         found.add_row(
@@ -144,4 +137,4 @@ def _verdict(plan: "Plan") -> str:
         return "-"
     if plan.kept.peak <= plan.memory:
         return "yes"
-    return "recomputed" if plan.recomputed.peak <= plan.memory else "no"
+    return "recompute" if plan.recomputed.peak <= plan.memory else "no"
