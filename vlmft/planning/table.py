@@ -106,14 +106,18 @@ def _parts(both: "Sequence[Traced]") -> list[str]:
 
 def side_by_side(plans: "Sequence[Plan]") -> "Table":
     """One line a recipe."""
+    from rich import box
     from rich.table import Table
 
-    found = Table(title="side by side", title_justify="left", caption_justify="left")
+    found = Table(
+        title="side by side", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
     found.add_column("recipe", no_wrap=True)
-    for column in ("trains", "weights", "grads, optim", "peak", "recomputed", "fits", "max_tokens", "a step", "time"):
+    for column in ("trains", "weights", "state", "peak", "recomputed", "fits", "max_tokens", "a step", "time"):
         found.add_column(column, justify="right", no_wrap=True)
     found.caption = (
-        "peak: all activations kept; recomputed: trainer.gradient_checkpointing=true; max_tokens: the largest that fits"
+        "state: gradients and optimiser; peak: all activations kept; recomputed: trainer.gradient_checkpointing=true\n"
+        "max_tokens: the largest that fits; +: it holds a whole step"
     )
     for plan in plans:
         resting = plan.kept
@@ -125,7 +129,7 @@ def side_by_side(plans: "Sequence[Plan]") -> "Table":
             format_bytes(plan.kept.peak),
             format_bytes(plan.recomputed.peak),
             _verdict(plan),
-            "-" if not plan.budgets else budget(plan, _verdict(plan) != "yes"),
+            "-" if not plan.budgets else budget(plan, _verdict(plan) != "yes").replace(", a whole step", "+"),
             "-" if plan.work is None else flops(plan.work.step),
             "-" if plan.work is None or plan.work.hours is None else duration(plan.work.hours),
         )
