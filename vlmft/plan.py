@@ -74,6 +74,8 @@ def plan(config: PlanConfig, composition: Composition, plans: "list[Plan]") -> i
 
     assembly.quiet_libraries()
     planner = Planner(config, task.prepare(data), ranks)
+    if planner.settled is not None:
+        console().print(str(planner.settled))
     found = planner.plan(composition.choices.get("recipe", "custom"), room(config.device), rate(config))
     plans.append(found)
     console().print(memory_table(found))

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from vlmft.models.packing import use_packed_attention
+from vlmft.models.tower import use_fast_tower
 from vlmft.planning.hollow import CPU, Hollow, empty_model
 from vlmft.planning.quantised import quantise
 from vlmft.recipes.apply import apply_recipe
@@ -17,9 +19,8 @@ def hollow_model(config: "TrainConfig", hollow: Hollow) -> Any:
     model = family.mended(family.skeleton())
     if family.attention == "eager":
         model.set_attn_implementation("eager")
+    use_fast_tower(model)
     if config.batching.packs:
-        from vlmft.models.packing import use_packed_attention
-
         use_packed_attention(model)
     quantise(model, recipe, family)
     model = apply_recipe(model, recipe, family, dtype)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vlmft.encoding import AutoBatching
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.errors import ConfigError
@@ -13,6 +14,7 @@ from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
 from vlmft.planning.sizes import Size, count, sizes_of, steps_of, with_empty_media
 from vlmft.planning.trace import ACTIVATIONS, BATCH, BUCKETS, HEAD, OPTIMISER, TEMPORARY, Traced, trace_step
+from vlmft.settling import choose
 from vlmft.training.flops import FlopRates, counting_flops, rates_of
 from vlmft.training.loss import keep_a_gradient, supervised_loss
 from vlmft.training.optim import AdamW8bit
@@ -21,6 +23,7 @@ from vlmft.training.step_plan import StepPlan
 if TYPE_CHECKING:
     from vlmft.data.run_data import RunData
     from vlmft.plan import PlanConfig
+    from vlmft.settling import Settled
 
 GRAIN = 256
 """Token budgets are found to so many tokens."""
@@ -103,14 +106,27 @@ class Planner:
     """
 
     def __init__(self, config: "PlanConfig", data: "RunData", ranks: int) -> None:
-        self.config, self.data, self.ranks = config, data, ranks
+        self.data, self.ranks = data, ranks
         processor = config.model.load_processor()
         self.encoder = Encoder(config.model, processor, None, None, config.trainer.learns)
-        self.collator = Collator(config.model, processor, config.batching.packs)
+        self.step_plan = StepPlan.derive(
+            len(data.mixture), config.global_batch_size, config.trainer.epochs, config.trainer.max_steps, ranks
+        )
+        self.config, self.settled = self._settle(config)
+        self.collator = Collator(config.model, processor, self.config.batching.packs)
         self.sizes = sizes_of(data, self.encoder, config.n)
         self.steps = steps_of(self.sizes, max(1, config.global_batch_size // ranks))
         self.hollow = Hollow()
         self.model: Any = None
+
+    def _settle(self, config: "PlanConfig") -> "tuple[PlanConfig, Settled | None]":
+        """The config with the batching that the run would settle on: on a GPU, where one is planned for or is here."""
+        if not isinstance(config.batching, AutoBatching):
+            return config, None
+        is_gpu = config.device.memory is not None or config.device.name is not None or torch.cuda.is_available()
+        device = torch.device("cuda" if is_gpu else "cpu")
+        settled = choose(config, self.data, self.step_plan, self.encoder, device)
+        return config.model_copy(update={"batching": settled.spec(config.batching.max_tokens)}), settled
 
     def plan(self, recipe: str, memory: int | None, tflops: float | None) -> Plan:
         """The plan; `recipe` is its name, `memory` the bytes for tensors, `tflops` the rate, where known."""
@@ -186,13 +202,7 @@ class Planner:
         rates = rates_of(counts, [unit])
         mean = [sum(values) / len(sizes) for values in zip(*(size.figures for size in sizes), strict=True)]
         step = rates.of(*mean) * config.global_batch_size
-        num_steps = StepPlan.derive(
-            len(self.data.mixture),
-            config.global_batch_size,
-            config.trainer.epochs,
-            config.trainer.max_steps,
-            self.ranks,
-        ).num_steps
+        num_steps = self.step_plan.num_steps
         hours = None
         if tflops is not None:
             hours = step * num_steps / (tflops * 1e12 * config.device.utilisation * self.ranks) / 3600
