@@ -146,20 +146,31 @@ def one(model_word: str, path: str, recipe: str, side: str, steps: int) -> dict[
     }
 
 
-def prepare_vlmft(config: Any, device: Any) -> tuple[Any, Any]:
-    """The model as a run has it, and its step."""
+def load_vlmft(config: Any, device: Any) -> Any:
+    """The model as a run has it, that packs."""
     import torch
 
+    from vlmft.models.packing import use_packed_attention
+    from vlmft.models.tower import use_fast_tower
     from vlmft.recipes.apply import apply_recipe
     from vlmft.recipes.base import load_base
     from vlmft.recipes.dtypes import compute_in
+
+    model = load_base(config.model, config.recipe, torch.bfloat16, device)
+    use_fast_tower(model)
+    if config.model.unpacked_because is None:
+        use_packed_attention(model)
+    model = apply_recipe(model, config.recipe, config.model, torch.bfloat16)
+    compute_in(model, torch.bfloat16, device)
+    return model
+
+
+def prepare_vlmft(config: Any, device: Any) -> tuple[Any, Any]:
+    """The model as a run has it, and its step."""
     from vlmft.recipes.groups import parameter_groups
     from vlmft.training.loss import supervised_loss
 
-    family = config.model
-    model = load_base(family, config.recipe, torch.bfloat16, device)
-    model = apply_recipe(model, config.recipe, family, torch.bfloat16)
-    compute_in(model, torch.bfloat16, device)
+    family, model = config.model, load_vlmft(config, device)
     optimizer = config.optim.build(parameter_groups(model, config.recipe, family, config.optim.lr, 0.0))
     inputs, labels = sample(model.config, device)
     model.train()
@@ -172,8 +183,8 @@ def prepare_vlmft(config: Any, device: Any) -> tuple[Any, Any]:
     return model, step
 
 
-def prepare_plain(config: Any, device: Any) -> tuple[Any, Any]:
-    """The same recipe by transformers and PEFT alone, all in bf16, and its step."""
+def load_plain(config: Any, device: Any) -> Any:
+    """The same recipe by transformers and PEFT alone, all in bf16."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
@@ -191,6 +202,14 @@ def prepare_plain(config: Any, device: Any) -> tuple[Any, Any]:
     for name, parameter in model.named_parameters():
         plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
         parameter.requires_grad_(".lora_" in name or plain in whole)
+    return model
+
+
+def prepare_plain(config: Any, device: Any) -> tuple[Any, Any]:
+    """That model, and its step."""
+    import torch
+
+    model = load_plain(config, device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=device.type == "cuda")
     inputs, labels = sample(model.config, device)
