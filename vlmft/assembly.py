@@ -297,6 +297,14 @@ def base_answers(judge: "Judge | None", model: Any, folder: RunFolder, resumed: 
     return keep(judge.answer_base(model), folder, "base")
 
 
+def tuned_answers(judge: "Judge", model: Any, folder: RunFolder) -> "list[Answer]":
+    """What the tuned model answers; kept in the run folder, with the judge's own pictures."""
+    found = keep(judge.answer(model), folder, "tuned")
+    if rank() == 0:
+        judge.draw(folder.path, found)
+    return found
+
+
 def evaluate_every(judge: "Judge", trainer: "StepTrainer", folder: RunFolder) -> None:
     """Judge the model every `every_steps` while it trains; its scores stand in metrics.jsonl as eval/<metric>.
 

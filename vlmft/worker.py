@@ -5,6 +5,7 @@ import errno
 import signal
 import sys
 import traceback
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vlmft import lock, outlet
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
+    from transformers import TrainingArguments
 
     from vlmft.recipes.table import ComponentRow
+    from vlmft.settling import Settled
     from vlmft.tasks import Kit, Task
     from vlmft.train import TrainConfig
+    from vlmft.training.commit import Committed
     from vlmft.training.flops import FlopRates
     from vlmft.types import Sample
 
@@ -91,51 +95,32 @@ def classify(error: BaseException) -> VlmftError | None:
 def work(folder: RunFolder, stop: StopRequest) -> None:
     """One run, from its config to its table."""
     from vlmft import assembly, proving, summary
-    from vlmft.config.app import load_config
-    from vlmft.encoding.collate import Collator
-    from vlmft.recipes.saved import hash_weights, save
-    from vlmft.settling import settle_batching
-    from vlmft.tasks import Kit, task_of
-    from vlmft.train import TrainConfig
+    from vlmft.recipes.saved import hash_weights
 
-    console = summary.console(quiet=rank() != 0)
-    assembly.quiet_libraries()
-    config = load_config(folder.config, TrainConfig)
-    family, recipe, precision = config.model, config.recipe, config.precision
-    task = task_of(config)
-
-    family.folder()  # before the ranks know of each other: transformers then writes a tiny model on rank 0 alone
-    data = task.prepare(assembly.open_data(config))
-    plan = assembly.plan_steps(config, data)
-    args = assembly.training_arguments(config, folder, plan)
-    trackers = assembly.trackers(config, folder)
-    start = assembly.checkpoint_to_start_from(config, folder)
-    processor = family.load_processor()
-    encoder = assembly.encoder(config, processor)
-    config, settled = settle_batching(config, folder, data, plan, encoder, args.device, start)
-    task.config = config
-    collator = Collator(family, processor, config.batching.packs)
-    kit = Kit(data, plan, encoder, collator, folder, stop, console, trackers)
-    assembly.check_encoding(config, data, encoder)
-    proven = proving.prove_encoding(config, data, encoder, collator)
+    opened = open_run(folder, stop)
+    config, task, kit, args, start = opened.config, opened.task, opened.kit, opened.args, opened.start
+    console, data, plan = kit.console, kit.data, kit.plan
+    assembly.check_encoding(config, data, kit.encoder)
+    proven = proving.prove_encoding(config, data, kit.encoder, kit.collator)
     task.check_data(kit)
     judge = task.judge(kit)
     judged = judge.num_samples if judge else 0
     console.print(summary.headline(config, folder, plan, data.mixture.shares, data.num_held_out, judged))
-    if settled is not None:
-        console.print(str(settled))
-    assembly.preview(config, folder, data, encoder, trackers, console)
+    if opened.settled is not None:
+        console.print(str(opened.settled))
+    assembly.preview(config, folder, data, kit.encoder, kit.trackers, console)
 
-    base_sha256 = hash_weights(family.folder()) if rank() == 0 else {}
-    model, unreached, rows, flops = ready_model(config, args.device, task, kit, proven)
+    base_sha256 = hash_weights(config.model.folder()) if rank() == 0 else {}
+    ready = ready_model(config, args.device, task, kit, proven)
     if rank() == 0:
         folder.write_environment(assembly.describe_device(args.device))
 
-    base = assembly.base_answers(judge, model, folder, resumed=start is not None)
+    base = assembly.base_answers(judge, ready.model, folder, resumed=start is not None)
     if start:
         console.print(f"resumed  {start.folder}")
-    objective = task.objective(model, kit)
-    with assembly.step_trainer(config, task, kit, model, args, objective, start, flops) as (trainer, checkpoints):
+    objective = task.objective(ready.model, kit)
+    with assembly.step_trainer(config, task, kit, ready.model, args, objective, start, ready.flops) as parts:
+        trainer, checkpoints = parts
         if judge:
             assembly.evaluate_every(judge, trainer, folder)
         stop.obey()
@@ -150,14 +135,10 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
             console.print(f"stopped  early, after step {steps} of {plan.num_steps} (trainer.early_stopping)")
         result |= assembly.end_with_best(checkpoints, console)
         if rank() == 0:
-            provenance = assembly.provenance(folder, data) | task.save(folder.final, model)
-            trained = task.backbone(model)
-            save(folder.final, trained, processor, family, recipe, precision, base_sha256, unreached, provenance)
+            provenance = assembly.provenance(folder, data) | task.save(folder.final, ready.model)
+            save_tuned(opened, ready, base_sha256, provenance)
         if judge:
-            tuned = assembly.keep(judge.answer(model), folder, "tuned")
-            if rank() == 0:
-                judge.draw(folder.path, tuned)
-            comparisons = judge.compare(base, tuned)
+            comparisons = judge.compare(base, assembly.tuned_answers(judge, ready.model, folder))
             result["eval"] = summary.as_result(comparisons)
             if not checkpoints.best:  # else the last step has been judged, and its line is written
                 trainer.report({f"eval/{c.metric}": c.tuned.value for c in comparisons})
@@ -165,16 +146,68 @@ def work(folder: RunFolder, stop: StopRequest) -> None:
         else:
             console.print(f"tuned model  {folder.final}")
     if rank() == 0:
-        folder.finish(0, "done", **result, **assembly.size(rows, args.device))
+        folder.finish(0, "done", **result, **assembly.size(ready.rows, args.device))
     assembly.leave_process_group()
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a run has before any weight is loaded."""
+
+    config: "TrainConfig"
+    task: "Task"
+    kit: "Kit"
+    args: "TrainingArguments"
+    start: "Committed | None"
+    """The checkpoint from which it goes on."""
+    settled: "Settled | None"
+    """What `batching=auto` has come to."""
+
+
+def open_run(folder: RunFolder, stop: StopRequest) -> Opened:
+    """Read config and data, and settle what the config leaves open."""
+    from vlmft import assembly, summary
+    from vlmft.config.app import load_config
+    from vlmft.encoding.collate import Collator
+    from vlmft.settling import settle_batching
+    from vlmft.tasks import Kit, task_of
+    from vlmft.train import TrainConfig
+
+    console = summary.console(quiet=rank() != 0)
+    assembly.quiet_libraries()
+    config = load_config(folder.config, TrainConfig)
+    task = task_of(config)
+    config.model.folder()  # before the ranks know of each other: transformers then writes a tiny model on rank 0 alone
+    data = task.prepare(assembly.open_data(config))
+    plan = assembly.plan_steps(config, data)
+    args = assembly.training_arguments(config, folder, plan)
+    trackers = assembly.trackers(config, folder)
+    start = assembly.checkpoint_to_start_from(config, folder)
+    processor = config.model.load_processor()
+    encoder = assembly.encoder(config, processor)
+    config, settled = settle_batching(config, folder, data, plan, encoder, args.device, start)
+    task.config = config
+    collator = Collator(config.model, processor, config.batching.packs)
+    kit = Kit(data, plan, encoder, collator, folder, stop, console, trackers)
+    return Opened(config, task, kit, args, start, settled)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The model as it trains."""
+
+    model: Any
+    unreached: "list[str]"
+    """Weights that no gradient reaches: they are frozen."""
+    rows: "list[ComponentRow]"
+    flops: "FlopRates | None"
+    """Operations of a step, where its trainer's are known."""
 
 
 def ready_model(
     config: "TrainConfig", device: "torch.device", task: "Task", kit: "Kit", proven: "Sequence[Sample]"
-) -> "tuple[Any, list[str], list[ComponentRow], FlopRates | None]":
-    """The model as it trains, with what no gradient reaches, its components' rows, and its operations where counted.
-
-    The table of the rows is shown.
+) -> Ready:
+    """Load the model, apply its recipe, and show the table of its components.
 
     Args:
         proven: the samples on which `model=auto` has proven the encoding.
@@ -213,7 +246,25 @@ def ready_model(
     rows = task.rows(model)
     kernels = component_kernels(task.backbone(model), family)
     kit.console.print(summary.recipe_table(rows, unreached, kernels, plain_because, found))
-    return model, unreached, rows, flops
+    return Ready(model, unreached, rows, flops)
+
+
+def save_tuned(opened: Opened, ready: Ready, base_sha256: dict[str, str], provenance: dict[str, Any]) -> None:
+    """Write the trained weights to `final/`; on rank 0."""
+    from vlmft.recipes.saved import save
+
+    config, kit = opened.config, opened.kit
+    save(
+        kit.folder.final,
+        opened.task.backbone(ready.model),
+        kit.encoder.processor,
+        config.model,
+        config.recipe,
+        config.precision,
+        base_sha256,
+        ready.unreached,
+        provenance,
+    )
 
 
 if __name__ == "__main__":
