@@ -52,7 +52,6 @@ PACKAGES = [
     "torch",
     "torchvision",
     "transformers",
-    "trl",
 ]
 
 
