@@ -70,7 +70,7 @@ def check_shared(family: Family, *questions: tuple[Part, ...]) -> None:
     if family.unpacked is None:  # the same sequences in a pack
         use_packed_attention(model)
         packs = Collator(family.spec, processor_of(family.name), packs=True)
-        ways.append(Batch(*packs.for_loss(encoded_pairs(family, *questions), model)))
+        ways.append(Batch(*packs.for_loss(encoded_pairs(family, *questions), model, times=2)))
     for way in ways:
         shared_loss, shared_gradients, shared_numbers = seen(model, family, way, times=2)
         assert shared_numbers == (numbers if family.name in APART else numbers // 2)

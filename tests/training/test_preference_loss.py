@@ -151,8 +151,9 @@ class _Read:
     """Stands for a collator: gives TRL's batch."""
 
     family = None
+    packs = False
 
-    def on_device(self, sequences: Any, model: Any) -> Any:
+    def for_loss(self, sequences: Any, model: Any, times: int) -> Any:
         batch = trl_batch()
         labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
         return {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}, labels
