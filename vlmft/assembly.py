@@ -199,6 +199,7 @@ def step_trainer(
     from vlmft.training.trainer import Parts, StepTrainer
 
     with contextlib.ExitStack() as stack:
+        stack.callback(objective.close)
         parts = Parts(
             loader=StepLoader(
                 StepDataset(kit.data.mixture, kit.encoder, kit.plan, rank(), step_costs(config, task, kit, model)),

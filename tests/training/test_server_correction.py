@@ -109,3 +109,12 @@ def test_vespo_takes_no_weight_of_a_whole_completion() -> None:
         ConfigError, match=literally("rollouts.correction=sequence_mask should be token_truncate, token")
     ):
         validate(Grpo, grpo_values() | words)
+
+
+def test_log_probs_of_some_tokens_alone_weigh_nothing() -> None:
+    """The server's are higher then: times as many tokens, every completion would count next to nothing."""
+    narrow = grpo_values() | {"top_p": 0.9, "top_k": 20}
+    with pytest.raises(ConfigError, match="top_p=0.9, top_k=20: the server's log-probabilities are then of the tokens"):
+        validate(Grpo, narrow | {"rollouts": rollouts()})
+    validate(Grpo, narrow | {"rollouts": rollouts(correction="none")})
+    validate(Grpo, narrow)

@@ -123,7 +123,7 @@ def test_the_likeliest_tokens_are_those_of_the_model_that_trains(
 ) -> None:
     model, greedy = trained(*words), {"top_k": 1, "num_generations": 2}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = rolls(model, *words, sampling=greedy)(0, asked)
+    found = rolls(model, *words, sampling=greedy, correction="none")(0, asked)
     expected = OwnRoller(model, encoding()[1], spec(**greedy), 0)(0, asked)
     assert ids(found) == ids(expected) and len({str(group) for group in ids(found)}) > 1
     assert [[one.text for one in group] for group in found] == [[one.text for one in group] for group in expected]
@@ -195,7 +195,8 @@ def test_what_is_drawn_depends_on_seed_step_and_sample_alone(rolls: Rolls, asked
 
 def test_the_run_samples_by_its_own_settings(rolls: Rolls, server: StandIn, asked: list[Encoded]) -> None:
     changed = {"temperature": 0.7, "top_p": 0.9, "top_k": 20, "min_p": 0.01, "repetition_penalty": 1.2}
-    rolls(trained(), sampling=changed | {"max_new_tokens": 5, "num_generations": 4})(0, asked[:1])
+    more = {"max_new_tokens": 5, "num_generations": 4}
+    rolls(trained(), sampling=changed | more, correction="none")(0, asked[:1])
     (body,) = [body for path, body in server.asked if path.endswith("generate")][1:]  # the first is the check
     how = body["sampling_params"]
     assert {name: how[name] for name in changed} == changed
@@ -308,6 +309,51 @@ def test_weights_that_arrive_late_are_noticed_by_their_completions(
     made.roller = stale
     with pytest.raises(ServerError, match="step 1: log-probabilities of completions by http.* nats a token, more than"):
         made.begin(0, EncodedGroup(asked))
+
+
+@pytest.mark.parametrize("words", [ADAPTER, ("recipe=fft",)], ids=["adapter", "checkpoint"])
+def test_no_weights_stay_behind(
+    rolls: Rolls, server: StandIn, asked: list[Encoded], tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """One step's while the run goes on; none at its end, nor after a step that failed."""
+    made = rolls(trained(*words), *words)
+    for step in range(2):
+        made(step, asked[:1])
+        (folder,) = (tmp_path / "weights").iterdir()
+        assert folder.name.endswith(f"-step-{step}")
+    server.lora = server.dev = False
+    with pytest.raises(ServerError, match="step 3: "):
+        made(2, asked[:1])
+    made.close()
+    assert list((tmp_path / "weights").iterdir()) == []
+
+
+def test_a_server_that_was_started_again_goes_on(rolls: Rolls, server: StandIn, asked: list[Encoded]) -> None:
+    made = rolls(trained(*ADAPTER), *ADAPTER)
+    first = ids(made(0, asked[:1]))
+    server.adapters.clear()
+    assert ids(made(1, asked[:1])) != first and len(server.adapters) == 1
+
+
+def test_a_checkpoint_may_have_several_names(rolls: Rolls, server: StandIn, asked: list[Encoded]) -> None:
+    plain = server.generate
+    server.generate = lambda body: plain(body) | {"model": "its-first-name"}  # type: ignore[method-assign]
+    assert len(rolls(trained())(0, asked[:1])) == 1
+    with pytest.raises(ServerError, match="drawn by its-first-name with weights .*, not by vlmft-"):
+        rolls(trained(*ADAPTER), *ADAPTER)(0, asked[:1])
+
+
+def test_completions_of_other_ranks_are_made_anew(server: StandIn, asked: list[Encoded]) -> None:
+    """Each rank's prompts have changed, and some ranks have none that wait."""
+    model, more = trained("recipe=fft"), {"steps_per_generation": 2}
+    made = objective(model, ahead=lambda step: EncodedGroup(asked[:1]), num_steps=4, **more)
+    made.begin(0, EncodedGroup(asked[:1]))
+    state = made.state()
+    assert list(state["waiting"]) == [1]
+    for ranks, waits in ((1, [1]), (2, [])):
+        other = objective(model, ahead=lambda step: EncodedGroup(asked[:1]), num_steps=4, **more)
+        other.restore(state | {"ranks": ranks})
+        assert list(other.state()["waiting"]) == waits
 
 
 def test_a_folder_that_cannot_be_written(rolls: Rolls, asked: list[Encoded], tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vlmft.training.grpo_loss import Denominators, Extras, group_advantages, pol
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.loss import supervised_logits, token_log_probs
 from vlmft.training.objective import Figure, Objective, Share
+from vlmft.training.ranks import world_size
 from vlmft.training.reference import judging
 from vlmft.training.rollouts import Roller, Rollout
 from vlmft.training.seen_once import by_blocks, seen_once
@@ -128,11 +129,18 @@ class GrpoObjective(Objective[Completion]):
 
     def state(self) -> dict[str, Any]:
         """The completions of steps to come."""
-        return {"waiting": {step: [answered.state() for answered in all_] for step, all_ in self._waiting.items()}}
+        waiting = {step: [answered.state() for answered in all_] for step, all_ in self._waiting.items()}
+        return {"ranks": world_size(), "waiting": waiting}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """See `state`."""
-        self._waiting = {step: [Answered.of(one) for one in all_] for step, all_ in state["waiting"].items()}
+        """See `state`. Where the ranks are others, they are made anew: each rank's prompts have changed."""
+        if state["ranks"] == world_size():
+            waiting = state["waiting"].items()
+            self._waiting = {step: [Answered.of(one) for one in all_] for step, all_ in waiting}
+
+    def close(self) -> None:
+        """See `Objective`."""
+        self.roller.close()
 
     def _counts(self, unit: Completion) -> bool:
         return unit.rollout.ended or not self.spec.mask_truncated

@@ -118,6 +118,16 @@ class Grpo(TrainerSpec):
 
     def _policy_problems(self) -> list[str]:
         problems = []
+        limits = {"top_p": 1.0, "top_k": None, "min_p": None, "repetition_penalty": 1.0}
+        narrows = [
+            f"{name}={getattr(self, name):g}" for name, none in limits.items() if (getattr(self, name) or none) != none
+        ]
+        if self.corrects and narrows:
+            problems.append(
+                f"{', '.join(narrows)}: the server's log-probabilities are then of the tokens that are left, not of "
+                "all, and rollouts.correction would weigh completions down for that alone; set it to none, or draw "
+                "from all tokens"
+            )
         is_own = not isinstance(self.rollouts, VllmRollouts)
         if self.off_policy_threshold is not None and is_own and self.steps_per_generation == 1:
             problems.append(

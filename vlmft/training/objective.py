@@ -109,3 +109,6 @@ class Objective(ABC, Generic[U]):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing)
+        """Give back what lies outside of this process, however the run ends."""

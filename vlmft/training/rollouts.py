@@ -42,6 +42,10 @@ class Roller(Protocol):
         """Answer each prompt as often as is asked for; called at steps that all ranks share, on all alike."""
         ...
 
+    def close(self) -> None:
+        """Give back what lies outside of this process."""
+        ...
+
 
 class OwnRoller:
     """The model that trains, by transformers.
@@ -57,6 +61,9 @@ class OwnRoller:
         """See `Roller`."""
         with random_state_of(self.seed, step, rank()):
             return roll_out(self.model, prompts, self.collator, self.spec)
+
+    def close(self) -> None:
+        """See `Roller`; there is nothing."""
 
 
 def roll_out(model: Any, prompts: Sequence[Encoded], collator: Collator, spec: Grpo) -> list[list[Rollout]]:

@@ -20,15 +20,6 @@ Way = Literal["adapter", "checkpoint"]
 _URL = re.compile(r"https?://[^/?#@\s]+(/[^?#@\s]*)?")
 
 
-def _is_url(url: str) -> str:
-    # The message does not show the value: it may hold a password.
-    if not _URL.fullmatch(url):
-        raise ValueError(
-            "should be http:// or https:// with a host, without user, password or query (a key is given by api_key_env)"
-        )
-    return url.rstrip("/")
-
-
 class RolloutsSpec(Spec, abstract=True):
     """Who makes completions."""
 

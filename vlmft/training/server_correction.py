@@ -56,17 +56,13 @@ def correction_weights(spec: VllmRollouts, difference: Tensor) -> Tensor:
 def refuse_far(spec: Grpo, step: int, drawn: Sequence[Drawn]) -> None:
     """Refuse completions that the trainer finds much likelier, or less likely, than the server says that they were.
 
-    Where the server draws from some tokens alone (`top_p` and the like), its log-probs are of these, and cannot be told
-    from the trainer's so: nothing is refused then.
-
     Raises:
         ServerError: log-probs differ by more than `max_difference` nats a token.
     """
     assert isinstance(spec.rollouts, VllmRollouts)
     tokens = sum(len(one.weights) for one in drawn)
     found = sum(one.difference for one in drawn) / max(tokens, 1)
-    draws_from_all = spec.top_p == 1 and spec.top_k is None and not spec.min_p and spec.repetition_penalty == 1
-    if draws_from_all and not found <= spec.rollouts.max_difference:
+    if not found <= spec.rollouts.max_difference:
         raise ServerError(
             f"step {step + 1}: log-probabilities of completions by {', '.join(spec.rollouts.urls)} differ from the "
             f"trainer's by {found:.3g} nats a token, more than "

@@ -8,7 +8,6 @@ import base64
 import io
 import shutil
 import uuid
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from vlmft.data.hashing import hash_texts, mix, salt
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.encoding.generating import answer_ends, answer_text
-from vlmft.errors import DataError, ServerError, StorageError
+from vlmft.errors import DataError, StorageError, VlmftError
 from vlmft.recipes.snapshot import write_adapter, write_checkpoint
 from vlmft.training.grpo_spec import Grpo
 from vlmft.training.ranks import rank
@@ -33,6 +32,8 @@ from vlmft.training.rollouts_spec import VllmRollouts, Way, video_refusal
 from vlmft.training.server_probe import probe
 from vlmft.training.vllm_server import GENERATE, Server
 
+STARTED = "default"
+"""What vLLM calls the weights that it was started with."""
 _NEVER = -100.0
 """A bias on a logit, in nats; vLLM takes none below."""
 
@@ -81,7 +82,6 @@ class ServerRollouts:
         self._run = uuid.uuid4().hex[:8]  # a run that goes on is another one to a server that has seen it before
         self._before: str | None = None
         self._left: list[Path] = []
-        weakref.finalize(self, _remove, self._left)
 
     def __call__(self, step: int, prompts: Sequence[Encoded]) -> list[list[Rollout]]:
         """Answer each prompt `spec.num_generations` times by the weights as they are now; on all ranks alike.
@@ -108,6 +108,10 @@ class ServerRollouts:
                 return [one.result() for one in waiting]
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def close(self) -> None:
+        """Remove the weights that still lie there, however the run ends."""
+        _remove(self._left)
 
     def request(self, prompt: Encoded, weights: Weights, seed: int, **sampling: Any) -> dict[str, Any]:
         """The body that asks for the completions of a prompt.
@@ -160,16 +164,15 @@ class ServerRollouts:
 
     def _agree(self, give: "Callable[[], Weights]") -> Weights:
         """Rank 0 gives the weights while the others wait; all raise what it raises."""
-        found: Weights | None = None
-        problem: str | None = None
+        found: Weights | VlmftError | None = None
         if rank() == 0:
             try:
                 found = give()
-            except ServerError as error:
-                problem = str(error)
-        found, problem = gather_object([(found, problem)])[0]
-        if problem is not None:
-            raise ServerError(problem)
+            except VlmftError as error:
+                found = error
+        found = gather_object([found])[0]
+        if isinstance(found, VlmftError):
+            raise found
         assert found is not None
         return found
 
@@ -177,11 +180,13 @@ class ServerRollouts:
         """Write the weights, have every server take them, and check that each computes with them."""
         version = f"{self._run}-step-{step}"
         folder = self.folder / version
-        self._write(folder)
         if self.way == "adapter":
-            weights = Weights(f"vlmft-{version}", "default", version)  # the base has to be what it was started with
+            weights = Weights(f"vlmft-{version}", STARTED, version)  # the base has to be what it was started with
         else:
             weights = Weights(self.own.model, version, version)
+            _remove(self._left)  # the servers have read it, and two of a large model may be too much
+        self._left.append(folder)
+        self._write(folder)
         for server in self.servers:
             if self.way == "adapter":
                 server.load_adapter(weights.name, str(folder), where)
@@ -191,8 +196,8 @@ class ServerRollouts:
                 server.reload(str(folder), version, where)
             if prompt is not None:
                 probe(self, server, where, prompt, weights)
-        _remove(self._left)
-        self._left.append(folder)
+        _remove(self._left[:-1])
+        self._left = [folder]
         self._before = weights.name
         return weights
 
@@ -209,11 +214,11 @@ class ServerRollouts:
             ) from error
 
     def _seeds(self, step: int, prompts: Sequence[Encoded]) -> Iterator[int]:
-        """By run, step and sample alone; a sample that comes twice in a step has two."""
+        """By run, step, rank and sample alone; a sample that comes twice in a step has two."""
         seen: dict[str, int] = {}
         for prompt in prompts:
             seen[prompt.id] = seen.get(prompt.id, -1) + 1
-            mixed = mix(hash_texts([prompt.id]), salt("completions"), self.seed, step, seen[prompt.id])
+            mixed = mix(hash_texts([prompt.id]), salt("completions"), self.seed, step, rank(), seen[prompt.id])
             yield int(mixed[0] >> np.uint64(12))  # the n-th completion adds n
 
     def _shortened(self, prompt: Encoded) -> list[int]:
@@ -285,7 +290,9 @@ def _remove(folders: list[Path]) -> None:
 def refuse_other_weights(server: Server, where: str, weights: Weights, found: Any) -> None:
     """Raise `ServerError` where an answer was drawn by other weights than `weights`."""
     versions = {span["version"] for choice in found["choices"] for span in choice["weight_versions"]}
-    if found["model"] != weights.name or versions != {weights.version}:
+    # Of a checkpoint with several served names, answers have the first.
+    is_other = weights.version == STARTED and found["model"] != weights.name
+    if is_other or versions != {weights.version}:
         raise server.error(
             GENERATE,
             where,

@@ -75,8 +75,12 @@ class Server:
         self.ask("POST", "/v1/load_lora_adapter", where, body, self.spec.sync_timeout_s)
 
     def unload_adapter(self, name: str, where: str) -> None:
-        """Forget an adapter."""
-        self.ask("POST", "/v1/unload_lora_adapter", where, {"lora_name": name}, self.spec.sync_timeout_s)
+        """Forget an adapter, where the server, which may have been started again, knows it."""
+        try:
+            self.ask("POST", "/v1/unload_lora_adapter", where, {"lora_name": name}, self.spec.sync_timeout_s)
+        except ServerError as error:
+            if "cannot be found" not in str(error):
+                raise
 
     def reload(self, folder: str, version: str, where: str) -> None:
         """Take all weights from a folder, forget what the old ones have computed, and call them `version`."""
