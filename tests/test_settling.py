@@ -75,6 +75,14 @@ def test_with_the_kernel_for_segments_all_is_packed(precision: str) -> None:
     assert chosen("precision=fp32", device=CUDA, lengths=(3, 3)).because.endswith("packs pay from 16 on cuda in fp32")
 
 
+def test_a_gpu_without_the_kernel_goes_by_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    short = chosen("precision=fp16", device=CUDA, lengths=(3, 3))
+    assert short.name == "grouped" and short.because.endswith("packs pay from 16 on cuda in fp16")
+    assert chosen("precision=fp16", device=CUDA).because.endswith("59.0 tokens of padding a sample")
+
+
 def test_what_cannot_pack_is_grouped_with_the_reason() -> None:
     assert chosen("model=tiny_gemma3").because.startswith("TinyGemma3 takes no packs: its pictures' tokens see each")
     assert chosen("model.attention=eager").because == (

@@ -1,10 +1,10 @@
 """What a run settles by itself before it trains: whether `batching=auto` packs, and why.
 
 It packs where the family's tests hold packs to be exact, the trainer's loss takes them, and the checkpoint's LLM is of
-a known kind. With torch's kernel for segments (CUDA, 16 bits) that costs no time. Without it attention is a loop over
-samples, and each costs the tiny model about what 8 tokens of padding cost it (`benchmarks/packs.py`; a larger model
-less): there it packs where rows would be padded by twice that a sample, from where on packs were faster in nine steps
-of ten.
+a known kind. With torch's kernel for segments (CUDA from Ampere on, 16 bits) that costs no time. Without it attention
+is a loop over samples, and each costs the tiny model about what 8 tokens of padding cost it (`benchmarks/packs.py`; a
+larger model less): there it packs where rows would be padded by twice that a sample, from where on packs were faster in
+nine steps of ten.
 """
 
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmft.data.check import examine
 from vlmft.data.problems import SampleError
 from vlmft.encoding import AutoBatching, BatchingSpec, Grouped, Packed
+from vlmft.models.varlen import varlen_on
 from vlmft.training.ranks import rank, world_size
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def choose(
         return Settled("grouped", f"the loss of trainer={name} takes samples in rows of their own")
     if reason := config.model.unpacked_reason or unknown_llm(config.model):
         return Settled("grouped", f"{type(config.model).__name__} takes no packs: {reason}")
-    if device.type == "cuda" and config.precision != "fp32":
+    if config.precision != "fp32" and varlen_on(device):
         return Settled("packed", "no padding, and one kernel for all samples of a pack")
     padding = padding_of_rows(data, plan, encoder, Grouped(max_tokens=config.batching.max_tokens))
     words = f"rows of like length would hold {padding:.1f} tokens of padding a sample"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from tests.support import compose, literally, tiny, with_recipe
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.errors import ConfigError
-from vlmft.models import packing
+from vlmft.models import packing, tower, varlen
 from vlmft.models.classifier import backbone_of, pool
 from vlmft.models.packing import PACKED, borders, packed_attention, use_packed_attention
 from vlmft.training.loss import supervised_logits, supervised_loss
@@ -248,7 +249,7 @@ def test_the_kernel_of_one_call_is_given_what_it_takes(
         return reference(query, key, value, window)[0].float()
 
     takes = {"scale", "window_size"} | ({"enable_gqa"} if takes_groups else set())
-    monkeypatch.setattr(packing, "_varlen", lambda: (kernel, takes))
+    monkeypatch.setattr(packing, "varlen", lambda: (kernel, takes))
     query, key, value = heads(18, 4, 0), heads(18, 2, 1), heads(18, 2, 2)
     mask = borders(LENGTHS, query.device)
     found = packing._one_call(query, key, value, mask[0, 0, 0], mask.shape[2], 0.3, window)
@@ -259,8 +260,48 @@ def test_the_kernel_of_one_call_is_given_what_it_takes(
 
 
 def test_torch_has_the_kernel_with_these_arguments() -> None:
-    found = packing._varlen()
+    found = varlen.varlen()
     assert found is not None and found[1] >= {"scale", "window_size", "enable_gqa"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "width", "dtype", "dropout", "expected"),
+    [
+        ((8, 0), 64, torch.bfloat16, 0.0, True),
+        ((9, 0), 256, torch.float16, 0.0, True),
+        ((7, 5), 64, torch.float16, 0.0, False),  # a T4: "FlashAttention only supports Ampere GPUs or newer"
+        ((8, 0), 60, torch.bfloat16, 0.0, False),
+        ((8, 0), 264, torch.bfloat16, 0.0, False),
+        ((8, 0), 64, torch.float32, 0.0, False),
+        ((8, 0), 64, torch.bfloat16, 0.1, False),
+    ],
+)
+def test_the_kernel_is_taken_where_it_runs(
+    capability: tuple[int, int],
+    width: int,
+    dtype: torch.dtype,
+    dropout: float,
+    expected: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    query: Any = SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 4, 18, width))
+    assert varlen.varlen_usable(query, dropout) == expected
+
+
+def test_both_attentions_ask_whether_the_kernel_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the kernel gives zeros; where it cannot run it is not called."""
+    query, ends = heads(18, 4, 0), torch.tensor([0, 5, 6, 15, 18], dtype=torch.int32)
+    for usable in (True, False):
+        for file in (packing, tower):
+            monkeypatch.setattr(file, "varlen_usable", lambda query, dropout: usable)  # noqa: B023
+            monkeypatch.setattr(file, "varlen", lambda: (lambda q, *others, **options: 0 * q, frozenset()))
+        packed, _ = packed_attention(Module(), query, query[:, :2], query[:, :2], borders(LENGTHS, query.device))
+        towered, _ = tower.segment_attention(
+            Module(), query, query, query, None, cu_seq_lens_q=ends, max_length_q=9, scaling=0.3
+        )
+        assert bool(packed.any()) != usable and bool(towered.any()) != usable
 
 
 def test_what_the_function_does_not_know_is_refused() -> None:

@@ -126,7 +126,7 @@ def test_one_kernel_is_told_where_segments_begin(monkeypatch: pytest.MonkeyPatch
         told.extend([query.shape, *ends, options])
         return value
 
-    monkeypatch.setattr(tower, "_varlen", lambda: (kernel, frozenset()))
+    monkeypatch.setattr(tower, "varlen", lambda: (kernel, frozenset()))
     rows, ends = torch.randn(5, 2, 4), torch.tensor([0, 3, 5], dtype=torch.int32)
     assert tower._one_call([rows, rows, rows], ends, 3, 0.5) is rows
     assert told[0] == (5, 2, 4) and told[1] is ends and told[2] is ends and told[3:] == [3, 3, {"scale": 0.5}]

@@ -7,11 +7,11 @@ it fails where it would have leaked. S = tokens of the pack, N = samples, L = to
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
 from vlmft.models.kernels import attention_modules
+from vlmft.models.varlen import varlen, varlen_usable
 
 if TYPE_CHECKING:
     import torch
@@ -106,7 +106,7 @@ def packed_attention(
     if asked := [name for name in ("s_aux", "softcap", "position_bias") if others.get(name) is not None]:
         raise ConfigError(f"batching=packed: the LLM's attention asks for {asked[0]}; take batching=grouped")
     longest, ends = attention_mask.shape[2], attention_mask[0, 0, 0]
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and not dropout and _varlen():
+    if varlen_usable(query, dropout):
         return _one_call(query, key, value, ends, longest, scaling, sliding_window), None
     found = []
     for part in zip(*(tensor.split(ends.diff().tolist(), dim=2) for tensor in (query, key, value)), strict=True):
@@ -128,18 +128,6 @@ def _window(query: "Tensor", size: int | None) -> "Tensor | None":
     return torch.ones(length, length, dtype=torch.bool, device=query.device).tril().triu(1 - size)[None, None]
 
 
-@cache
-def _varlen() -> Any:
-    """torch's attention over segments, with what it takes; None where this torch has none."""
-    import inspect
-
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn, frozenset(inspect.signature(varlen_attn).parameters)
-
-
 def _one_call(
     query: "Tensor",
     key: "Tensor",
@@ -150,7 +138,7 @@ def _one_call(
     sliding_window: int | None,
 ) -> "Tensor":
     """All samples of a pack in one kernel. `ends` is int32 [N + 1]."""
-    function, takes = _varlen()
+    function, takes = varlen()
     query, key, value = (tensor[0].transpose(0, 1) for tensor in (query, key, value))  # [S, heads, D]
     options: dict[str, Any] = {"window_size": (-1 if sliding_window is None else sliding_window - 1, 0)}
     if scaling is not None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vlmft.models.packing import _varlen
+from vlmft.models.varlen import varlen, varlen_usable
 
 if TYPE_CHECKING:
     import torch
@@ -93,7 +93,7 @@ def segment_attention(
 ) -> tuple["Tensor", None]:
     """As transformers' attention functions: query, key, value [1, heads, S, D] -> [1, S, heads, D].
 
-    On CUDA in 16 bits it is one kernel; else one call for all segments of the same length.
+    Where `varlen_usable` it is one kernel; else one call for all segments of the same length.
 
     Args:
         cu_seq_lens_q: int32 [N + 1], where each segment begins, and where the last one ends.
@@ -103,7 +103,7 @@ def segment_attention(
     import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, heads, D]
-    if query.device.type == "cuda" and query.dtype in (torch.bfloat16, torch.float16) and not dropout and _varlen():
+    if varlen_usable(query, dropout):
         return _one_call(rows, cu_seq_lens_q, max_length_q, scaling)[None], None
     counts, order, back = _by_length(tuple(cu_seq_lens_q.diff().tolist()), query.device)
     if order is not None:
@@ -121,7 +121,7 @@ def segment_attention(
 
 def _one_call(rows: "list[Tensor]", ends: "Tensor", longest: int, scaling: float | None) -> "Tensor":
     """All segments in one kernel. `rows` are query, key and value [S, heads, D]; `ends` is int32 [N + 1]."""
-    function, _ = _varlen()
+    function, _ = varlen()
     options = {} if scaling is None else {"scale": scaling}
     found: Tensor = function(*rows, ends, ends, longest, longest, **options)
     return found
