@@ -164,6 +164,47 @@ def test_ranks_that_come_to_other_shares_take_the_step_in_turn(
     assert "step 1: ranks see its files differently; it is shared out in turn" in caplog.text
 
 
+def test_a_crash_in_decoding_changes_no_shares(data_file: Path) -> None:
+    """A loader process of one rank has died at a sample; the other ranks know nothing of it."""
+    whole = steps_of(datasets(data_file, 2, costs=Costs(1)))
+    made = datasets(data_file, 2, costs=Costs(1))
+    name = made[0].mixture.sample_id(made[0].mixture.at(3))
+    (at,) = [rank for rank, group in enumerate(whole) if name in {sample.id for sample in group.samples}]
+    made[at].watch.crashed[0, 3] = "Segmentation fault (signal 11)"
+    found = steps_of(made)
+    assert [group.shares for group in found] == [group.shares for group in whole]
+    assert list(found[at].bad) == [name] and "Segmentation fault" in found[at].bad[name] and not found[1 - at].bad
+    for group, before in zip(found, whole, strict=True):
+        assert [sample.id for sample in group.samples] == [s.id for s in before.samples if s.id != name]
+
+
+def test_a_crash_over_a_header_leaves_the_sample_undecoded(data_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (steps,) = datasets(data_file, 2, costs=Costs(1))[:1]
+    for place in range(6):
+        steps.watch.crashed[0, -1 - place] = "Bus error (signal 7)"
+    monkeypatch.setattr(type(steps.encoder), "encode", lambda *args: pytest.fail("decoded"))
+    (group,) = steps_of([steps])
+    assert group.bad and not group.samples
+    assert steps.crashes_of(0) == dict.fromkeys(range(6), "Bus error (signal 7)") and not steps.crashes_of(1)
+
+
+def test_no_rank_decodes_in_turn_what_has_crashed_another(
+    bench: Callable[..., Bench], data_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step in turn is encoded in the run's own process, which a crash would end."""
+    made = bench("global_batch_size=6", "trainer.max_steps=2", "max_bad_samples=1")
+    steps = datasets(data_file, 2, costs=Costs(1))[0]
+    made.trainer.parts.loader = StepLoader(steps, 0)
+    taken = steps.in_turn(0)
+    assert isinstance(taken, EncodedGroup) and len(taken.samples) == 3
+    place = steps.plan.positions(0, 0)[1]
+    monkeypatch.setattr("vlmft.training.trainer.gather_object", lambda mine: [*mine, {place: "Aborted (signal 6)"}])
+    again = made.trainer._in_turn()
+    assert isinstance(again, EncodedGroup)
+    assert [s.id for s in again.samples] == [taken.samples[0].id, taken.samples[2].id]
+    assert list(again.bad) == [taken.samples[1].id]
+
+
 def test_the_probe_is_encoded_for_a_collator_that_packs(data_file: Path) -> None:
     """The weighing takes rows: `on_device`, whatever the run packs."""
     config = compose("batching=packed", "precision=fp32")

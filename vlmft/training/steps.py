@@ -2,7 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from vlmft.data.mixture import Mixture, SampleRef
 from vlmft.data.problems import SampleError, naming_sample
@@ -11,6 +12,14 @@ from vlmft.encoding.loading import EncodedGroup, Watch, attempts, encode_group, 
 from vlmft.errors import VlmftError
 from vlmft.training.balance import Costs, digest, share_out
 from vlmft.training.step_plan import StepPlan
+
+Crashes = Mapping[int, str]
+"""Place in a step -> the signal that reading its sample brought about."""
+
+
+def _counting(place: int) -> int:
+    """The place in a step as `Watch` knows it while costs are counted, below 0; and the way back."""
+    return -1 - place
 
 
 class StepDataset:
@@ -46,10 +55,21 @@ class StepDataset:
             group.shares = digest(shares)
         return group
 
-    def in_turn(self, step: int) -> EncodedGroup | VlmftError:
-        """As `[step]`, shared out without a look at any sample."""
+    def in_turn(self, step: int, known: Crashes = MappingProxyType({})) -> EncodedGroup | VlmftError:
+        """As `[step]`, shared out without a look at any sample.
+
+        Args:
+            known: crashes that `crashes_of` gave, here or on other ranks: these samples are bad ones, and not read.
+        """
+        for place, how in known.items():
+            self.watch.crashed.setdefault((step, place), how)
         start = self.plan.positions(step, 0).start
         return self._encoded(step, [position - start for position in self.plan.positions(step, self.rank)])
+
+    def crashes_of(self, step: int) -> Crashes:
+        """The places in a step whose samples have crashed a loader process of this rank, with the signal."""
+        found = {place: how for (group, place), how in self.watch.crashed.items() if group == step}
+        return {(place if place >= 0 else _counting(place)): how for place, how in found.items()}
 
     def _shares(self, step: int, costs: Costs) -> list[list[int]]:
         """The places in the step that each rank takes."""
@@ -60,10 +80,15 @@ class StepDataset:
                 return costs.of(self.encoder.planner, sample)
 
         refs = [self._at(step, place) for place in range(self.plan.global_batch_size)]
-        found = attempts(self.encoder, step, refs, cost, self.mixture.sample_id, self.watch)
+        # Places of their own: a crash in decoding, met by one rank alone, must not change what this rank counts.
+        places = [_counting(place) for place in range(len(refs))]
+        found = attempts(self.encoder, step, refs, cost, self.mixture.sample_id, self.watch, places)
         return share_out([None if isinstance(one, SampleError) else one for one in found], self.plan.world_size)
 
     def _encoded(self, step: int, places: Sequence[int]) -> EncodedGroup | VlmftError:
+        for place in places:  # what crashed when its header was read is not decoded either
+            if how := self.watch.crashed.get((step, _counting(place))):
+                self.watch.crashed.setdefault((step, place), how)
         return encode_group(
             self.encoder,
             step,

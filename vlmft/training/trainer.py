@@ -211,7 +211,7 @@ class StepTrainer(Trainer):
         if int(shares) ** 2 != int(squares) * self.accelerator.num_processes:  # equal only where all numbers are
             number = self.state.global_step + 1
             logger.warning("step %d: ranks see its files differently; it is shared out in turn", number)
-            again = self.parts.loader.dataset.in_turn(self.state.global_step)
+            again = self._in_turn()
             if isinstance(again, VlmftError):
                 raise again
             return self._agree(again)
@@ -222,6 +222,14 @@ class StepTrainer(Trainer):
                 f"step {self.state.global_step + 1}: no usable sample is left for {idle_ranks:.0f} of the ranks"
             )
         return step
+
+    def _in_turn(self) -> EncodedGroup | VlmftError:
+        """The step under way, shared out in turn, in this process: what crashed a loader of any rank would end it."""
+        steps, number = self.parts.loader.dataset, self.state.global_step
+        known: dict[int, str] = {}
+        for crashes in gather_object([steps.crashes_of(number)]):
+            known |= crashes
+        return steps.in_turn(number, known)
 
     def _totals(self, step: EncodedGroup, units: Sequence[Unit]) -> StepTotals:
         """Sum over the ranks what the step is divided by and counted in."""
