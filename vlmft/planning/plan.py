@@ -16,7 +16,8 @@ from vlmft.planning.sizes import Size, count, sizes_of, steps_of, with_empty_med
 from vlmft.planning.trace import ACTIVATIONS, BATCH, BUCKETS, HEAD, OPTIMISER, TEMPORARY, Traced, trace_step
 from vlmft.settling import choose
 from vlmft.training.flops import FlopRates, counting_flops, rates_of
-from vlmft.training.loss import keep_a_gradient, supervised_loss
+from vlmft.training.head import gives_its_heads
+from vlmft.training.loss import keep_a_gradient, supervised_loss, supervised_places
 from vlmft.training.optim import AdamW8bit
 from vlmft.training.step_plan import StepPlan
 
@@ -145,12 +146,15 @@ class Planner:
             ) from error
 
     def _build(self) -> None:
+        from vlmft.encoding.probe import probe_sample
         from vlmft.recipes.probe import freeze_unreached
         from vlmft.tasks import task_of
         from vlmft.tasks.base import probe_loss
 
         config = self.config
         self.model = hollow_model(config, self.hollow).train()
+        inputs, labels = self.collator.on_device([probe_sample(self.encoder)], self.model)
+        gives_its_heads(self.model, inputs, supervised_places(labels)[0])  # tried here: no trace is to hold it
         freeze_unreached(self.model, lambda model: probe_loss(model, self.encoder, self.collator))
         keep_a_gradient(self.model)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]

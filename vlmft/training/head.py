@@ -6,8 +6,9 @@ V = vocabulary, R = supervised rows.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from vlmft.encoding.collate import IGNORED
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2**28
 """Of a chunk's logits in float32. Where all of them take less, they are computed at once."""
 
-_DOES_MORE: set[type] = set()
-"""Classes of models that change what their head gives, found by trying."""
+_GIVES_ITS_HEADS: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
+"""Whether a model gives what its head gives, found by trying."""
 
 
 def chunked_losses(
@@ -34,49 +35,76 @@ def chunked_losses(
         targets: int64 [B, K], what each is to predict.
         temperature: what the logits are divided by.
     """
-    inner = model.module if hasattr(model, "module") else model
-    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
-    head: Any = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+    _, head = _base_and_head(model)
     vocabulary = getattr(head, "out_features", None)
-    if vocabulary is None or type(base) in _DOES_MORE or 4 * vocabulary * targets.numel() <= CHUNK_BYTES:
+    if vocabulary is None or 4 * vocabulary * targets.numel() <= CHUNK_BYTES:
         return None
-    if any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in head.parameters()):
+    if not gives_its_heads(model, inputs, keep):
         return None
     rows = max(1, CHUNK_BYTES // (4 * vocabulary))
-    with _answering(head, inner, targets, temperature, rows) as answer:
+    with _answering(head, lambda plain, hidden: _losses(plain, hidden, targets, temperature, rows)):
         losses: Tensor = model(**inputs, logits_to_keep=keep, use_cache=False).logits
-    if not answer.is_last:
-        _DOES_MORE.add(type(base))
-        return None
     return losses.squeeze(-1)
 
 
-class _Answer:
-    """Whether what the head gave is what the model gave."""
+def gives_its_heads(model: Any, inputs: dict[str, "Tensor"], keep: "Tensor") -> bool:
+    """Whether what a model gives is what its head gives, and the head's weights are whole; tried once a model.
 
-    losses: "Tensor | None" = None
-    is_last = False
+    The trial is a forward pass without gradients of the model that is wrapped for ranks, not of the wrapper: ranks
+    need not try in the same micro-batch, and none waits for another. It draws nothing from the run's random stream.
+    """
+    base, head = _base_and_head(model)
+    if head is None or any(hasattr(p, "ds_id") or hasattr(p, "device_mesh") for p in head.parameters()):
+        return False
+    if base not in _GIVES_ITS_HEADS:
+        _GIVES_ITS_HEADS[base] = _try(_unwrapped(model), head, inputs, keep)
+    return _GIVES_ITS_HEADS[base]
+
+
+def _unwrapped(model: Any) -> Any:
+    return model.module if hasattr(model, "module") else model
+
+
+def _base_and_head(model: Any) -> tuple[Any, Any]:
+    """The model without what ranks and adapters put around it, and its head; None where it has none."""
+    inner = _unwrapped(model)
+    base = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+    return base, base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
+
+
+def _try(inner: "nn.Module", head: Any, inputs: dict[str, "Tensor"], keep: "Tensor") -> bool:
+    """Whether the output of `inner` is its head's very tensor."""
+    import torch
+
+    given: list[Tensor] = []
+    found: list[Tensor] = []
+
+    def answer(plain: Any, hidden: "Tensor") -> "Tensor":
+        given.append(torch.zeros(*hidden.shape[:-1], 1, device=hidden.device))
+        return given[-1]
+
+    def look(module: Any, args: Any, output: Any) -> None:
+        found.append(output if hasattr(output, "dtype") else output.logits)
+
+    handle = inner.register_forward_hook(look, prepend=True)  # before the one that adds a zero (`keep_a_gradient`)
+    devices = [keep.device] if keep.device.type == "cuda" else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices), _answering(head, answer):
+            inner(**inputs, logits_to_keep=keep, use_cache=False)
+    finally:
+        handle.remove()
+        torch.clear_autocast_cache()  # of weights cast without a gradient
+    return found[-1] is given[-1]
 
 
 @contextlib.contextmanager
-def _answering(head: Any, inner: "nn.Module", targets: "Tensor", temperature: float, rows: int) -> Iterator[_Answer]:
-    """Let the head answer with losses [B, K, 1]."""
-    answer, plain, own = _Answer(), head.forward, head.__dict__.get("forward")
-
-    def forward(hidden: "Tensor") -> "Tensor":
-        answer.losses = _losses(plain, hidden, targets, temperature, rows)
-        return answer.losses
-
-    def look(module: Any, args: Any, output: Any) -> None:
-        found = output if hasattr(output, "dtype") else output.logits
-        answer.is_last = found is answer.losses
-
-    handle = inner.register_forward_hook(look, prepend=True)
-    head.forward = forward
+def _answering(head: Any, answer: "Callable[[Any, Tensor], Tensor]") -> Iterator[None]:
+    """Let the head give `answer` of its own forward function and hidden states."""
+    plain, own = head.forward, head.__dict__.get("forward")
+    head.forward = lambda hidden: answer(plain, hidden)
     try:
-        yield answer
+        yield
     finally:
-        handle.remove()
         if own is None:
             del head.forward
         else:
