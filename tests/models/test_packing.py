@@ -304,6 +304,58 @@ def test_both_attentions_ask_whether_the_kernel_runs(monkeypatch: pytest.MonkeyP
         assert bool(packed.any()) != usable and bool(towered.any()) != usable
 
 
+def test_under_autocast_both_attentions_compute_in_its_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries and keys arrive in float32, rotated, and values in bf16, as of weights in float32 that all train."""
+    query, key, value = heads(18, 4, 0), heads(18, 4, 1), heads(18, 4, 2).bfloat16()
+    mask, ends = borders(LENGTHS, query.device), torch.tensor([0, 5, 6, 15, 18], dtype=torch.int32)
+    kernel_given: list[torch.dtype] = []
+    sdpa_given: list[torch.dtype] = []
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+
+    def kernel(*given: Any, **options: Any) -> torch.Tensor:
+        kernel_given.extend(tensor.dtype for tensor in given[:3])
+        return given[0]
+
+    def counted(*given: torch.Tensor, **options: Any) -> torch.Tensor:
+        sdpa_given.extend(tensor.dtype for tensor in given[:3])
+        return sdpa(*given, **options)
+
+    def both() -> list[torch.Tensor]:
+        towered = tower.segment_attention(
+            Module(), query, key, value, None, cu_seq_lens_q=ends, max_length_q=9, scaling=0.3
+        )
+        return [packed_attention(Module(), query, key, value, mask, scaling=0.3)[0], towered[0]]
+
+    for file in (packing, tower):
+        monkeypatch.setattr(file, "varlen", lambda: (kernel, frozenset()))
+    monkeypatch.setattr(Module, "num_key_value_groups", 1)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    with torch.autocast("cpu", torch.bfloat16):
+        packed, towered = both()
+        for file in (packing, tower):
+            monkeypatch.setattr(file, "varlen_usable", lambda query, dropout: query.dtype == torch.bfloat16)
+        both()
+    assert set(sdpa_given) == set(kernel_given) == {torch.bfloat16} and len(kernel_given) == 6
+    torch.testing.assert_close(packed.double(), reference(query, key, value, None), atol=2e-2, rtol=0)
+    assert towered.dtype == torch.bfloat16
+
+
+def test_autocast_gives_the_loss_that_its_cast_in_sdpa_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And about that of float32: weights in float32 that all train, computed in bf16."""
+    family = next(family for family in PACKING if family.name == "qwen25vl")
+    model, encoded = model_of(family), samples(family, tmp_path)
+    tower.use_fast_tower(model)
+    batch = packs(family).for_loss(encoded, model)
+    with torch.no_grad():
+        exact = float(supervised_loss(model, *batch))
+        with torch.autocast("cpu", torch.bfloat16):
+            found = float(supervised_loss(model, *batch))
+            for file in (packing, tower):
+                monkeypatch.setattr(file, "as_autocast", lambda *tensors: tensors)
+            before = float(supervised_loss(model, *batch))
+    assert found == pytest.approx(before, rel=1e-5) and found == pytest.approx(exact, rel=1e-2) and found != exact
+
+
 def test_what_the_function_does_not_know_is_refused() -> None:
     query, key, value = heads(18, 4, 0), heads(18, 2, 1), heads(18, 2, 2)
     with pytest.raises(ConfigError, match="the LLM's attention asks for s_aux; take batching=grouped"):

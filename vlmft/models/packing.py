@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlmft.errors import ConfigError
 from vlmft.models.kernels import attention_modules
-from vlmft.models.varlen import varlen, varlen_usable
+from vlmft.models.varlen import as_autocast, varlen, varlen_usable
 
 if TYPE_CHECKING:
     import torch
@@ -106,6 +106,7 @@ def packed_attention(
     if asked := [name for name in ("s_aux", "softcap", "position_bias") if others.get(name) is not None]:
         raise ConfigError(f"batching=packed: the LLM's attention asks for {asked[0]}; take batching=grouped")
     longest, ends = attention_mask.shape[2], attention_mask[0, 0, 0]
+    query, key, value = as_autocast(query, key, value)
     if varlen_usable(query, dropout):
         return _one_call(query, key, value, ends, longest, scaling, sliding_window), None
     found = []

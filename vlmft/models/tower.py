@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from vlmft.models.varlen import varlen, varlen_usable
+from vlmft.models.varlen import as_autocast, varlen, varlen_usable
 
 if TYPE_CHECKING:
     import torch
@@ -102,6 +102,7 @@ def segment_attention(
     import torch
     import torch.nn.functional as F  # noqa: N812 (torch's own convention)
 
+    query, key, value = as_autocast(query, key, value)
     rows = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [S, heads, D]
     if varlen_usable(query, dropout):
         return _one_call(rows, cu_seq_lens_q, max_length_q, scaling)[None], None

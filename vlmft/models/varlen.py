@@ -32,6 +32,19 @@ def varlen_on(device: "torch.device") -> bool:
     return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def as_autocast(*tensors: "Tensor") -> "tuple[Tensor, ...]":
+    """The tensors in the dtype to which autocast, where it is on, brings those of `scaled_dot_product_attention`.
+
+    Rotated queries and keys are float32 then, as the angles are, and values are not: no kernel takes both.
+    """
+    import torch
+
+    kind = tensors[0].device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
+
+
 def varlen_usable(query: "Tensor", dropout: float) -> bool:
     """Whether the kernel takes such queries [..., D], and keys and values of their kind."""
     import torch
