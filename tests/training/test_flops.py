@@ -70,11 +70,15 @@ def test_rates_scale_a_sample_to_others() -> None:
         ("NVIDIA H100 80GB HBM3", 989.4),
         ("NVIDIA H100 PCIe", 756.0),
         ("NVIDIA A100-SXM4-80GB", 312.0),
+        ("NVIDIA H200", 989.4),
+        ("NVIDIA H200 NVL", 835.5),
         ("NVIDIA A10G", None),
         ("NVIDIA GeForce RTX 4090", 165.2),
         ("4090", 165.2),
         ("l40s", 362.0),
         ("Quadro K620", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", None),
     ],
 )
 def test_peaks_go_by_whole_words_of_a_name(name: str, peak: float | None) -> None:
