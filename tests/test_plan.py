@@ -12,6 +12,7 @@ from tests.support import tiny
 from vlmft.config.app import run_app
 from vlmft.plan import PlanConfig, plan
 from vlmft.planning.plan import GRAIN, Plan, Planner
+from vlmft.planning.sizes import Size, showing_all
 
 SMALL = ("model=tiny_qwen25vl", "dataset=shapes", "n=48", "device.reserved=1MB")
 
@@ -44,6 +45,27 @@ def test_prints_memory_by_part_and_operations_from_a_folder_without_weights(
     assert "a step, 7 steps: less than a minute" in said
     assert sum(found.kept.parts.values()) == found.kept.peak
     assert found.recomputed.peak < found.kept.peak
+
+
+def test_operations_of_the_tower_are_counted_where_the_heaviest_sample_has_no_picture(mine: Path) -> None:
+    rows = json.loads(mine.read_text())
+    (text,) = (row for row in rows if row["id"] == "none")
+    text["conversations"][1]["value"] = "jumps over the lazy dog " * 40
+    mine.write_text(json.dumps(rows))
+    code, (found,) = planned("dataset=mine", "n=6", "recipe=lora_llm", "search=false")
+    assert code == 0 and found.work is not None
+    assert found.heaviest.sizes[0].vision_tokens == 0
+    assert found.work.rates.vision_token > 0
+
+
+def test_operations_are_counted_of_samples_that_show_all_of_them() -> None:
+    nothing, text, picture, both = (
+        Size(*figures) for figures in ((0, 9, 0, 0), (1, 9, 0, 2), (2, 9, 4, 0), (3, 9, 4, 2))
+    )
+    assert showing_all([nothing, text, picture, both]) == [both]
+    assert showing_all([nothing, text, picture]) == [picture, text]
+    assert showing_all([nothing, text]) == [text]
+    assert showing_all([nothing]) == [nothing]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.support import compose, encoding, with_recipe
 from vlmft.encoding.probe import probe_sample
 from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
+from vlmft.training import head
 from vlmft.training.flops import ATTENTION, FlopRates, counting_flops, rates_of
 from vlmft.training.loss import supervised_loss
 from vlmft.training.peaks import peak_tflops
@@ -55,6 +57,19 @@ def test_components_add_up_to_what_torch_counts_and_frozen_ones_cost_less() -> N
     assert tower_only["llm"] == pytest.approx(full["llm"] * 2 / 3, rel=1e-3)  # no gradients of its weights
     # Two products forward, five backward, each of 2 x width a pair of tokens and layer.
     assert full[ATTENTION] == 7 * 2 * WIDTH * LAYERS * unit.num_tokens**2
+
+
+def test_a_head_in_chunks_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _, _ = counted("fft")
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1000)
+    assert counted("fft")[0] == whole
+
+
+def test_samples_without_supervised_tokens_have_no_rate_of_the_head() -> None:
+    _, _, unit = counted("fft_llm")
+    asked = replace(unit, supervised=torch.zeros_like(unit.supervised))
+    assert rates_of({"llm": unit.num_tokens}, [asked]).supervised_token == 0
+    assert rates_of({"head": 6 * unit.num_supervised}, [asked, unit]).supervised_token == 6
 
 
 def test_rates_scale_a_sample_to_others() -> None:

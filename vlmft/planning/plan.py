@@ -1,6 +1,7 @@
 """What one run would take: its heaviest micro-batch is found and its step traced, with recompute and without."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from vlmft.encoding.encoder import Encoded, Encoder
 from vlmft.errors import ConfigError
 from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
-from vlmft.planning.sizes import Size, count, sizes_of, steps_of, with_empty_media
+from vlmft.planning.sizes import Size, count, showing_all, sizes_of, steps_of, with_empty_media
 from vlmft.planning.trace import ACTIVATIONS, BATCH, BUCKETS, HEAD, OPTIMISER, TEMPORARY, Traced, trace_step
 from vlmft.settling import choose
 from vlmft.training.flops import FlopRates, counting_flops, rates_of
@@ -174,7 +175,7 @@ class Planner:
 
     def _plan(self, recipe: str, memory: int | None, tflops: float | None) -> Plan:
         heaviest, kept, _ = self._heaviest(self.config.batching.max_tokens)
-        work = self._work(heaviest.sizes[0], tflops)
+        work = self._work([*heaviest.sizes, *self.sizes], tflops)
         self._recompute(True)
         recomputed = self._trace(heaviest)
         plan = Plan(
@@ -196,14 +197,15 @@ class Planner:
                 plan.budgets[recompute] = self._largest_budget(memory, heaviest, traced)
         return plan
 
-    def _work(self, size: Size, tflops: float | None) -> Work:
-        """Counted of one sample, and scaled to all that were counted."""
-        unit = self._unit(size)
+    def _work(self, chosen: Sequence[Size], tflops: float | None) -> Work:
+        """Counted of the first of these that show all, and scaled to all samples."""
+        units = [self._unit(size) for size in showing_all(chosen)]
         config, sizes = self.config, self.sizes
         with counting_flops(self.model, config.model) as counts:
-            supervised_loss(self.model, *self.collator.on_device([unit], self.model)).backward()
+            for unit in units:
+                supervised_loss(self.model, *self.collator.on_device([unit], self.model)).backward()
         self.model.zero_grad(set_to_none=True)
-        rates = rates_of(counts, [unit])
+        rates = rates_of(counts, units)
         mean = [sum(values) / len(sizes) for values in zip(*(size.figures for size in sizes), strict=True)]
         step = rates.of(*mean) * config.global_batch_size
         num_steps = self.step_plan.num_steps

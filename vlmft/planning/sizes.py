@@ -51,6 +51,14 @@ def sizes_of(data: "RunData", encoder: Encoder, at_most: int) -> list[Size]:
     return found
 
 
+def showing_all(sizes: Sequence[Size]) -> list[Size]:
+    """The first of these samples that has vision tokens and supervised ones; where none has, the first of each."""
+    seen = [size for size in sizes if size.vision_tokens]
+    learnt = [size for size in sizes if size.supervised]
+    both = [size for size in seen if size.supervised]
+    return both[:1] or [*seen[:1], *learnt[:1]] or [sizes[0]]
+
+
 def count(data: "RunData", encoder: Encoder, position: int) -> Counted:
     """A sample of the stream before any of its media is decoded."""
     ref = data.mixture.at(position)

@@ -2,7 +2,8 @@
 
 They are counted of a real forward and backward pass of one sample, by component. So frozen weights cost no gradients of
 their own, nothing below the first trained layer costs any, and the head sees supervised rows alone. What is computed
-again for recompute is no useful work, and a pass of that kind is not to be counted.
+again for recompute is no useful work: a pass of that kind is not to be counted, and the head works
+on all rows at once while one is.
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from vlmft.models.spec import ModelSpec
 from vlmft.models.stages import HEAD, Stages
+from vlmft.training.head import head_at_once
 
 if TYPE_CHECKING:
     from vlmft.encoding.encoder import Encoded
@@ -56,7 +58,7 @@ def counting_flops(model: Any, family: ModelSpec) -> Iterator[Mapping[str, int]]
     """
     stages = Stages(model, family)
     counter = _Counter(stages)
-    with stages.watching(), counter:
+    with stages.watching(), head_at_once(), counter:
         yield counter.counts
 
 
@@ -92,7 +94,7 @@ _ATTENTION_ON_CPU: dict[Any, Callable[..., int]] = {
 
 
 def rates_of(parts: Mapping[str, int], samples: "Sequence[Encoded]") -> FlopRates:
-    """The rates of what was counted of these samples, each in a row of its own length."""
+    """The rates of what was counted of these samples, each in a row of its own length; 0 of what none of them has."""
     tokens = sum(sample.num_tokens for sample in samples)
     pairs = sum(sample.num_tokens**2 for sample in samples)
     vision = sum(sample.num_vision_tokens for sample in samples)
@@ -102,5 +104,5 @@ def rates_of(parts: Mapping[str, int], samples: "Sequence[Encoded]") -> FlopRate
         token=parts.get("llm", 0) / tokens,
         token_pair=parts.get(ATTENTION, 0) / pairs,
         vision_token=seen / vision if vision else 0.0,
-        supervised_token=parts.get(HEAD, 0) / supervised,
+        supervised_token=parts.get(HEAD, 0) / supervised if supervised else 0.0,
     )

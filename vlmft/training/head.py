@@ -7,6 +7,7 @@ V = vocabulary, R = supervised rows.
 
 import contextlib
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -18,8 +19,20 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 2**28
 """Of a chunk's logits in float32. Where all of them take less, they are computed at once."""
 
+_IN_CHUNKS = ContextVar("in_chunks", default=True)
+
 _GIVES_ITS_HEADS: "WeakKeyDictionary[nn.Module, bool]" = WeakKeyDictionary()
 """Whether a model gives what its head gives, found by trying."""
+
+
+@contextlib.contextmanager
+def head_at_once() -> Iterator[None]:
+    """Within this, `chunked_losses` leaves logits to the model: nothing is computed twice."""
+    before = _IN_CHUNKS.set(False)
+    try:
+        yield
+    finally:
+        _IN_CHUNKS.reset(before)
 
 
 def chunked_losses(
@@ -27,14 +40,16 @@ def chunked_losses(
 ) -> "Tensor | None":
     """The negative log-likelihood of each target, float32 [B, K], 0 at `IGNORED`; None where logits are to be had.
 
-    That is where they are few, where the head's weights are sharded over ranks, and where the model does more to
-    logits than its head does (a soft cap, a scale).
+    That is where they are few, within `head_at_once`, where the head's weights are sharded over ranks, and where the
+    model does more to logits than its head does (a soft cap, a scale).
 
     Args:
         keep: the positions [K].
         targets: int64 [B, K], what each is to predict.
         temperature: what the logits are divided by.
     """
+    if not _IN_CHUNKS.get():
+        return None
     _, head = _base_and_head(model)
     vocabulary = getattr(head, "out_features", None)
     if vocabulary is None or 4 * vocabulary * targets.numel() <= CHUNK_BYTES:
