@@ -10,9 +10,11 @@ import pytest
 
 from tests.support import tiny
 from vlmft.config.app import run_app
+from vlmft.errors import ConfigError
 from vlmft.plan import PlanConfig, plan
-from vlmft.planning.plan import GRAIN, Plan, Planner
+from vlmft.planning.plan import GRAIN, Load, Plan, Planner
 from vlmft.planning.sizes import Size, showing_all
+from vlmft.planning.trace import Traced
 
 SMALL = ("model=tiny_qwen25vl", "dataset=shapes", "n=48", "device.reserved=1MB")
 
@@ -60,7 +62,7 @@ def test_operations_of_the_tower_are_counted_where_the_heaviest_sample_has_no_pi
 
 def test_operations_are_counted_of_samples_that_show_all_of_them() -> None:
     nothing, text, picture, both = (
-        Size(*figures) for figures in ((0, 9, 0, 0), (1, 9, 0, 2), (2, 9, 4, 0), (3, 9, 4, 2))
+        Size(0, 9, vision, supervised, 0) for vision, supervised in ((0, 0), (0, 2), (4, 0), (4, 2))
     )
     assert showing_all([nothing, text, picture, both]) == [both]
     assert showing_all([nothing, text, picture]) == [picture, text]
@@ -117,6 +119,58 @@ def test_names_a_model_whose_code_does_not_run_without_contents(
     monkeypatch.setattr(Planner, "_build", looks_at_values)
     assert planned()[0] == 2
     assert "cannot be run on tensors without contents (RuntimeError: a value is asked for)" in capsys.readouterr().err
+
+
+def opened(monkeypatch: pytest.MonkeyPatch, *words: str) -> Planner:
+    """The planner of a command, before it builds a model."""
+    planners: list[Planner] = []
+
+    def keep(self: Planner, *_: Any) -> Plan:
+        planners.append(self)
+        raise ConfigError("kept")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Planner, "plan", keep)
+        planned(*words)
+    return planners[0]
+
+
+def test_a_sample_that_exceeds_the_budget_is_named_as_such(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Planner, "_build", lambda self: None)
+    assert planned("batching=grouped", "batching.max_tokens=20")[0] == 2
+    err = capsys.readouterr().err
+    assert "tokens exceeds batching.max_tokens=20; raise it" in err and "without contents" not in err
+
+
+def test_micro_batches_are_cut_by_kind_as_training_cuts_them(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(tiny()), "batch_kind", lambda self, media: len(media))
+    planner = opened(monkeypatch, "dataset=mine", "n=6", "batching=packed")
+    loads = planner._loads(planner._budget_of_steps())
+    pictures = [sorted(len(planner._unit(size).media) for size in load.sizes) for load in loads]
+    assert sorted(pictures) == [[0], [1, 1, 1, 1], [2]]
+    assert max(load.places for load in loads) > planner._budget_of_steps() - GRAIN
+
+
+def test_the_budget_is_searched_to_the_end_where_costs_mislead(monkeypatch: pytest.MonkeyPatch) -> None:
+    planner = opened(monkeypatch, "global_batch_size=48", "batching=packed")
+    whole = planner._budget_of_steps()
+    most = max(load.places for load in planner._loads(whole // 2))
+    tried: list[int] = []
+
+    def jumps(load: Load) -> Traced:
+        """All at rest, so that no budget is told from another."""
+        tried.append(load.places)
+        return Traced(1 if load.places <= most else 10**6, {}, 0)
+
+    monkeypatch.setattr(planner, "_trace", jumps)
+    heaviest = max(planner._loads(whole), key=lambda load: load.places)
+    budget = planner._largest_budget(1000, heaviest, jumps(heaviest))
+    assert budget is not None
+    assert max(load.places for load in planner._loads(budget)) <= most
+    assert max(load.places for load in planner._loads(budget + GRAIN)) > most
+    assert len(tried) < 14
 
 
 def test_data_of_which_nothing_can_be_encoded_is_named(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,7 @@ class Mllama(Pictures):
             "shape": found["aspect_ratio_ids"][0, 0],
         }
 
-    def batch_kind(self, media: Sequence[Media]) -> int:
+    def batch_kind(self, media: Sequence[object]) -> int:
         """See `ModelSpec`: as many pictures.
 
         A token before the first picture sees the mean over all picture slots of the batch's widest sample, filled or

@@ -325,8 +325,10 @@ class ModelSpec(Spec, abstract=True):
         """The pictures that the tower gets of a medium, [N, H, W, 3]: one, its tiles, or a video's frames in order."""
         raise NotImplementedError
 
-    def batch_kind(self, media: Sequence[Media]) -> int:
+    def batch_kind(self, media: Sequence[object]) -> int:
         """What samples must have in common to share a batch, where a batch could change what is computed of one.
+
+        It is told before media are decoded as well: by their number alone.
 
         Most families compute each sample by itself, whatever stands beside it: there is one kind.
         """

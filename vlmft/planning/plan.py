@@ -10,7 +10,7 @@ import torch
 from vlmft.encoding import AutoBatching
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded, Encoder
-from vlmft.errors import ConfigError
+from vlmft.errors import ConfigError, VlmftError
 from vlmft.planning.build import hollow_model
 from vlmft.planning.hollow import Hollow
 from vlmft.planning.sizes import Size, count, showing_all, sizes_of, steps_of, with_empty_media
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 GRAIN = 256
 """Token budgets are found to so many tokens."""
+
+PREDICTED = 4
+"""Budgets that are tried where costs point; from then on each try halves what is left."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ class Plan:
     """The largest batching.max_tokens that fits, by whether activations are recomputed; None: not even one sample."""
     work: "Work | None" = None
     whole_step: int = 0
-    """The budget at which every step is one micro-batch: a larger one changes nothing."""
+    """The budget at which every step is one micro-batch, or one of each kind: a larger one changes nothing."""
 
 
 class Planner:
@@ -104,7 +107,7 @@ class Planner:
 
     Raises:
         ConfigError: the trainer is none whose step is known here, or the model's code cannot be run on hollow tensors.
-        DataError: the data holds nothing to plan with.
+        DataError: the data holds nothing to plan with, or a sample exceeds the token budget.
     """
 
     def __init__(self, config: "PlanConfig", data: "RunData", ranks: int) -> None:
@@ -136,7 +139,7 @@ class Planner:
             with self.hollow:
                 self._build()
                 return self._plan(recipe, memory, tflops)
-        except (ConfigError, torch.OutOfMemoryError):
+        except (VlmftError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
@@ -239,7 +242,7 @@ class Planner:
         batching = self.config.batching.model_copy(update={"max_tokens": max_tokens})
         loads = []
         for step in self.steps:
-            for indices in batching.micro_batches([size.tokens for size in step]):
+            for indices in batching.micro_batches([size.tokens for size in step], kinds=[size.kind for size in step]):
                 chosen = tuple(step[i] for i in indices)
                 tokens = [size.tokens for size in chosen]
                 loads.append(Load(chosen, sum(tokens) if batching.packs else max(tokens) * len(tokens)))
@@ -248,10 +251,6 @@ class Planner:
     def _trace(self, load: Load) -> Traced:
         """A step of which this is a micro-batch; where a step has several, gradients are there when it begins."""
         units = [self._unit(size) for size in load.sizes]
-        kinds = self.collator.kinds(units)
-        if len(set(kinds)) > 1:  # such samples never share one
-            most = max(set(kinds), key=kinds.count)
-            units = [unit for unit, kind in zip(units, kinds, strict=True) if kind == most]
         share = max(1, self.config.global_batch_size // self.ranks)
         has_others = len(load.sizes) < min(share, max(map(len, self.steps)))
         return trace_step(
@@ -273,26 +272,25 @@ class Planner:
         longest = max(size.tokens for size in self.sizes)
         fits: int | None = None
         low, high = math.ceil(longest / GRAIN) * GRAIN, self._budget_of_steps()
-        for _ in range(4):
+        tries = 0
+        while low <= high:
             costs = costs_of(traced, load)
             resting = traced.peak - costs.of(load)
-            guess = self._largest_predicted(memory - resting, costs, low, high)
-            if guess is None:
-                return fits
+            if tries < PREDICTED:
+                guess = self._largest_predicted(memory - resting, costs, low, high)
+            else:
+                guess = low + (high - low) // (2 * GRAIN) * GRAIN
+            tries += 1
             load = max(self._loads(guess), key=costs.of)
             traced = self._trace(load)
             if traced.peak <= memory:
                 fits, low = guess, guess + GRAIN
             else:
                 high = guess - GRAIN
-            if low > high:
-                break
         return fits
 
-    def _largest_predicted(self, room: float, costs: Costs, low: int, high: int) -> int | None:
-        """The largest budget from `low` to `high` whose heaviest micro-batch should take at most `room`."""
-        if low > high:
-            return None
+    def _largest_predicted(self, room: float, costs: Costs, low: int, high: int) -> int:
+        """The largest budget from `low` to `high` whose heaviest micro-batch should take at most `room`; else `low`."""
         if max(costs.of(load) for load in self._loads(low)) > room:
             return low
         while high - low >= GRAIN:
@@ -304,10 +302,11 @@ class Planner:
         return low
 
     def _budget_of_steps(self) -> int:
-        """The budget at which each step is one micro-batch."""
+        """The budget at which each step is one micro-batch, or one of each kind."""
         packs = self.config.batching.packs
-        steps = ([size.tokens for size in step] for step in self.steps)
-        most = max(sum(tokens) if packs else max(tokens) * len(tokens) for tokens in steps)
+        kinds = ((step, kind) for step in self.steps for kind in {size.kind for size in step})
+        wholes = ([size.tokens for size in step if size.kind == kind] for step, kind in kinds)
+        most = max(sum(tokens) if packs else max(tokens) * len(tokens) for tokens in wholes)
         return math.ceil(most / GRAIN) * GRAIN
 
 

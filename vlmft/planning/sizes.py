@@ -24,6 +24,8 @@ class Size:
     tokens: int
     vision_tokens: int
     supervised: int
+    kind: int
+    """Samples of different kinds share no micro-batch (`ModelSpec.batch_kind`)."""
 
     @property
     def figures(self) -> tuple[int, int, int, int]:
@@ -45,7 +47,8 @@ def sizes_of(data: "RunData", encoder: Encoder, at_most: int) -> list[Size]:
         except (DataError, SampleError) as error:
             problems.append(str(error))
             continue
-        found.append(Size(position, counted.num_tokens, counted.num_vision_tokens, counted.num_supervised))
+        kind = encoder.family.batch_kind(counted.media)
+        found.append(Size(position, counted.num_tokens, counted.num_vision_tokens, counted.num_supervised, kind))
     if not found:
         raise DataError(*problems[:5], "no sample can be encoded, so that there is nothing to plan with")
     return found
