@@ -214,28 +214,14 @@ def ready_model(
     """
     from vlmft import assembly, proving, summary
     from vlmft.encoding.probe import probe_sample
-    from vlmft.models.kernels import use_kernels
-    from vlmft.models.packing import use_packed_attention
-    from vlmft.models.tower import use_fast_tower
-    from vlmft.recipes.apply import apply_recipe
-    from vlmft.recipes.base import load_base
-    from vlmft.recipes.dtypes import compute_in, torch_dtype
+    from vlmft.recipes.loading import load_to_train
     from vlmft.recipes.probe import freeze_unreached
-    from vlmft.recipes.saved import load_earlier
     from vlmft.recipes.table import component_kernels
     from vlmft.training.flops import counting_flops, rates_of
 
-    family, recipe, dtype = config.model, config.recipe, torch_dtype(config.precision)
+    family = config.model
     assembly.seed_everything(config.seed)
-    model = load_base(family, recipe, dtype, device)
-    plain_because = use_kernels(model, family.kernels)
-    use_fast_tower(model)
-    if config.batching.packs:
-        use_packed_attention(model)
-    model = apply_recipe(model, recipe, family, dtype)
-    if family.adapter is not None:
-        load_earlier(family.adapter, model, family, recipe)
-    compute_in(model, dtype, device)
+    model, plain_because = load_to_train(family, config.recipe, config.precision, device, config.batching.packs)
     found = proving.prove_model(config, model, kit.encoder, kit.collator, proven)
     model = task.finish_model(model, kit)
     backbone = task.backbone(model)

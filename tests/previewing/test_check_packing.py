@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.recipes.training import save_trained, trained_recipe
 from vlmft.config.app import run_app
 from vlmft.encoding.collate import Collator
 from vlmft.encoding.encoder import Encoded
 from vlmft.models import ModelSpec
 from vlmft.models.packing import borders
+from vlmft.models.tower import SEGMENTS
 from vlmft.preview import PreviewConfig, preview
 
 Typed = Callable[..., tuple[int, str, str]]
@@ -48,6 +51,26 @@ def test_each_sample_is_shown_beside_itself_alone(typed: Typed, recipe: str) -> 
     assert all(float(value) < 1e-5 for values in samples.values() for value in values[1:3])
     assert all(float(value) < 1e-5 for values in packs.values() for value in values[1:])
     assert "fp32, at most 1e-05 is allowed" in out and Path("preview.html").exists()
+
+
+def test_the_model_is_checked_as_it_trains(typed: Typed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    trained = trained_recipe("lora_llm")
+    earlier = save_trained(trained, tmp_path / "earlier")
+    checked: list[Any] = []
+
+    def look(model: Any, *_: Any) -> list[Any]:
+        checked.append(model)
+        return []
+
+    monkeypatch.setattr("vlmft.training.pack_check.check_packs", look)
+    code, _, err = typed(*MINE, "n=2", "recipe=lora_llm", f"model.adapter={earlier}")
+    assert code == 0, err
+    (model,) = checked
+    found = {name: p for name, p in model.named_parameters() if ".lora_B." in name}
+    expected = {name: p for name, p in trained.model.named_parameters() if ".lora_B." in name}
+    assert found.keys() == expected.keys()
+    assert all(p.any() and torch.equal(p, expected[name]) for name, p in found.items())
+    assert SEGMENTS in {module.config._attn_implementation for module in model.modules() if hasattr(module, "config")}
 
 
 def test_a_leak_is_seen_in_every_figure_and_ends_with_2(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def hollow_model(config: "TrainConfig", hollow: Hollow) -> Any:
-    """The model of `config` with its recipe and precision, as `worker.ready_model` makes it, without a weight."""
+    """The model of `config` with its recipe and precision, as `load_to_train` makes it, without a weight."""
     family, recipe, dtype = config.model, config.recipe, torch_dtype(config.precision)
     model = family.mended(family.skeleton())
     if family.attention == "eager":

@@ -27,7 +27,7 @@ def show(config: "PreviewConfig", visits: Sequence[Visit], encoder: Encoder) -> 
 
 
 def prove_packing(config: "PreviewConfig", visits: Sequence[Visit], encoder: Encoder) -> "list[CheckedPack]":
-    """Load the model with its recipe, and compare. Samples that learn otherwise are taken as conversations.
+    """Load the model as it trains, and compare. Samples that learn otherwise are taken as conversations.
 
     Raises:
         ConfigError: fewer than two samples can be encoded and have an answer, or the checkpoint's LLM takes no packs.
@@ -36,11 +36,7 @@ def prove_packing(config: "PreviewConfig", visits: Sequence[Visit], encoder: Enc
 
     from vlmft.assembly import seed_everything
     from vlmft.encoding.collate import Collator
-    from vlmft.models.kernels import use_kernels
-    from vlmft.models.packing import use_packed_attention
-    from vlmft.recipes.apply import apply_recipe
-    from vlmft.recipes.base import load_base
-    from vlmft.recipes.dtypes import compute_in, torch_dtype
+    from vlmft.recipes.loading import load_to_train
     from vlmft.screen import console
     from vlmft.training.pack_check import check_packs
     from vlmft.training.progress import counting
@@ -50,12 +46,7 @@ def prove_packing(config: "PreviewConfig", visits: Sequence[Visit], encoder: Enc
         raise ConfigError(f"check=packing: {len(samples)} of these samples can be packed, and it takes two; raise n")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed_everything(config.seed)
-    dtype = torch_dtype(config.precision)
-    model = load_base(config.model, config.recipe, dtype, device)
-    use_kernels(model, config.model.kernels)
-    use_packed_attention(model)
-    model = apply_recipe(model, config.recipe, config.model, dtype)
-    compute_in(model, dtype, device)
+    model, _ = load_to_train(config.model, config.recipe, config.precision, device, packs=True)
     collator = Collator(config.model, encoder.processor, packs=True)
     with counting("packs", console()) as progress:
         return check_packs(model, collator, samples, config.batching.max_tokens, config.precision, progress)
