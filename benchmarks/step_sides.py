@@ -44,7 +44,7 @@ def take_part(side: str, case: Case, pipe: Connection) -> None:
     os.environ |= {"VLMFT_PATH": case.data, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         run = run_vlmft if side in ("packed", "grouped") else run_transformers
@@ -243,8 +243,8 @@ def useful_tokens(case: Case) -> list[int]:
     from vlmft.data.run_data import open_run_data
     from vlmft.encoding.encoder import Encoder
 
-    os.environ["VLMFT_PATH"] = case.data
-    config = composed(*words(case, "grouped"))
+    with patch.dict(os.environ, {"VLMFT_PATH": case.data}):
+        config = composed(*words(case, "grouped"))
     encoder = Encoder(config.model, config.model.load_processor())
     mixture = open_run_data(config.dataset, config.eval_dataset, config.holdout, config.seed).mixture
     count = [
