@@ -19,6 +19,7 @@ by the CUDA kernel. No figures of it are recorded yet.
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -177,16 +178,10 @@ def one(path: str, recipe: str, side: str, size: str) -> dict[str, Any]:
 def samples_of(case: str, small: bool) -> list[Sample]:
     """The step's samples."""
     if case == "skewed":
-        lengths = [max(40, length // (64 if small else 1)) for length in mix(SAMPLES)]
-        # Half of what is more than 300 tokens is a picture.
-        sides = [
-            2 * int((length / 2) ** 0.5) if length > TEXT / 8 and number % 2 else 0
-            for number, length in enumerate(lengths)
-        ]
-        return [
-            Sample(length - side * side // 4, (side, side) if side else None, max(1, length // 11))
-            for length, side in zip(lengths, sides, strict=True)
-        ]
+        scale = 64 if small else 1
+        # What media take is one picture.
+        parts = [(max(20, text // scale), 2 * math.isqrt(media // scale)) for text, media in mix(SAMPLES)]
+        return [Sample(text, (side, side) if side else None, text // 2) for text, side in parts]
     grid = (8, 8) if small else PATCHES
     text = TEXT // 8 if small else TEXT
     return [Sample(text, grid if case == "r1" else None, text // 2)] * (4 if small else SAMPLES)
