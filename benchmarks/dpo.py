@@ -56,10 +56,11 @@ def main() -> int:
 
 def measure(path: Path, recipe: str, rounds: int, side: int) -> dict[str, Any]:
     """Both sides' seconds, and the shared one's as a share of the other's."""
-    from vlmft.models.shared_vision import SharedVision
+
+    from vlmft.training.pairs import PairReader
 
     step = prepared(path, recipe, side)
-    apart = patch.object(SharedVision, "repeated", lambda self, times: contextlib.nullcontext())
+    apart = patch.object(PairReader, "apart_because", lambda self, model: "it is measured")
     sides: dict[str, Callable[[], Any]] = {"shared": contextlib.nullcontext, "apart": lambda: apart}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):  # the first warms up
