@@ -6,6 +6,7 @@ from typing import Any
 
 import PIL.Image
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import Typed, entry, read_lines, read_result, run_here
@@ -63,7 +64,8 @@ def test_learns_by_command_and_its_saved_model_predicts_the_same(typed: Typed) -
     group = [encoder.encode_prompt(sample) for sample in samples[:32]]
     found = model(**collator.on_device(group, model)[0]).double().softmax(-1)
     assert [classes.names[int(row.argmax())] for row in found] == [row["prediction"] for row in written[:32]]
-    assert found.tolist() == [list(row["probabilities"].values()) for row in written[:32]]
+    written_down = torch.tensor([list(row["probabilities"].values()) for row in written[:32]], dtype=torch.float64)
+    torch.testing.assert_close(found, written_down, atol=1e-6, rtol=0)  # the run's tower sums in another order
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ def test_packs_train_what_rows_train(tmp_path: Path, capsys: pytest.CaptureFixtu
         words = (f"batching={name}", f"batching.max_tokens={budget}", f"run.dir={tmp_path / name}")
         assert run_here(*SHORT, *words, "trainer.num_workers=0") == 0
     out = capsys.readouterr().out
-    assert "attention: vision_tower sdpa; llm vlmft_packed" in out
+    assert "attention: vision_tower vlmft_flash_segments; llm vlmft_packed" in out
     (line,) = [line for line in out.splitlines() if line.startswith("packed ")]
     assert "in a pack: its logits are as alone (within " in line
     assert losses(tmp_path / "packed") == pytest.approx(losses(tmp_path / "grouped"), rel=1e-5)

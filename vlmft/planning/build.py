@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from vlmft.models.packing import use_packed_attention
 from vlmft.models.tower import use_fast_tower
 from vlmft.planning.hollow import CPU, Hollow, empty_model
-from vlmft.planning.quantised import quantise
+from vlmft.planning.quantised import copy_inputs, quantise
 from vlmft.recipes.apply import apply_recipe
 from vlmft.recipes.dtypes import compute_in, torch_dtype
 
@@ -25,5 +25,6 @@ def hollow_model(config: "TrainConfig", hollow: Hollow) -> Any:
     quantise(model, recipe, family)
     model = apply_recipe(model, recipe, family, dtype)
     compute_in(model, dtype, CPU)
+    copy_inputs(model)
     empty_model(model, hollow)
     return model

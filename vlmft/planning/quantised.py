@@ -68,3 +68,12 @@ def quantise(model: Any, recipe: Recipe, family: ModelSpec) -> None:
                 size = num_bytes(base, *module.weight.shape)
                 module.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
                 module.__class__ = QuantisedLinear
+
+
+def copy_inputs(model: nn.Module) -> None:
+    """Let adapters over stand-ins copy their inputs to float32, as PEFT's layers over bitsandbytes' do."""
+    from peft.tuners.lora import Linear as AdaptedLinear
+
+    for layer in model.modules():
+        if isinstance(layer, AdaptedLinear) and isinstance(layer.get_base_layer(), QuantisedLinear):
+            layer.cast_input_dtype_enabled = True
