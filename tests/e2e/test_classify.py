@@ -6,7 +6,6 @@ from typing import Any
 
 import PIL.Image
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import Typed, entry, read_lines, read_result, run_here
@@ -52,6 +51,7 @@ def test_learns_by_command_and_its_saved_model_predicts_the_same(typed: Typed) -
     from vlmft.data.run_data import open_run_data
     from vlmft.encoding.collate import Collator
     from vlmft.encoding.encoder import Encoder
+    from vlmft.models.tower import use_fast_tower
     from vlmft.train import TrainConfig
     from vlmft.types import Labels
 
@@ -62,10 +62,10 @@ def test_learns_by_command_and_its_saved_model_predicts_the_same(typed: Typed) -
     written = [json.loads(line) for line in (ended.run / "predictions/tuned.jsonl").read_text().splitlines()]
     assert [row["id"] for row in written] == [sample.id for sample in samples]
     group = [encoder.encode_prompt(sample) for sample in samples[:32]]
+    use_fast_tower(model)  # as the run's own was: another order of sums is another last bit
     found = model(**collator.on_device(group, model)[0]).double().softmax(-1)
     assert [classes.names[int(row.argmax())] for row in found] == [row["prediction"] for row in written[:32]]
-    written_down = torch.tensor([list(row["probabilities"].values()) for row in written[:32]], dtype=torch.float64)
-    torch.testing.assert_close(found, written_down, atol=1e-6, rtol=0)  # the run's tower sums in another order
+    assert found.tolist() == [list(row["probabilities"].values()) for row in written[:32]]
 
 
 @pytest.mark.slow
